@@ -88,6 +88,9 @@ func (s *Stack) Binary(name string) string { return filepath.Join(s.bins, name) 
 // Writer starts `writer serve` and waits until it is ready.
 func (s *Stack) Writer(args ...string) *Program { return s.start("writer", "serve", args) }
 
+// Dev starts `writer dev`, with servers of its own when the stack names none.
+func (s *Stack) Dev(args ...string) *Program { return s.start("writer", "dev", args) }
+
 // Relay starts `writer relay`.
 func (s *Stack) Relay(args ...string) *Program { return s.start("writer", "relay", args) }
 
@@ -113,6 +116,7 @@ func (s *Stack) Run(name string, args ...string) (stdout, stderr string, code in
 }
 
 func (s *Stack) environ() []string {
+	// An empty value counts as unset, so that the caller's own servers are not taken.
 	env := append(os.Environ(), "DATABASE_URL="+s.DatabaseURL, "KAFKA_BOOTSTRAP_SERVERS="+strings.Join(s.Brokers, ","),
 		"REFOLD_PREFIX="+s.Prefix, "NO_COLOR=1")
 	if s.Schemas != "" {
@@ -125,7 +129,7 @@ func (s *Stack) start(name, command string, args []string) *Program {
 	s.t.Helper()
 	p := &Program{Name: name + " " + command, t: s.t, addr: freeAddr(s.t), admin: freeAddr(s.t)}
 	p.args = append([]string{command, "--admin-addr", p.admin}, args...)
-	if command == "serve" {
+	if command == "serve" || command == "dev" {
 		p.args = append(p.args, "--addr", p.addr)
 	}
 	p.path, p.env = s.Binary(name), s.environ()
