@@ -1,0 +1,211 @@
+package avro
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"math/bits"
+	"path"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/goccy/go-yaml"
+
+	"github.com/refoldhq/refold/pkg/event"
+)
+
+// Contracts are the event types of all categories, as a folder holds them:
+//
+//	events/<Category>/<EventType>.v<N>.avsc    versions 1 to n of an event type
+//	events/<Category>/category.yaml            optional: slots, partitions
+type Contracts struct {
+	categories []*CategoryContract
+}
+
+// CategoryContract is what is agreed about one category.
+type CategoryContract struct {
+	Name              string
+	Slots, Partitions int
+	Types             []*EventType // by name
+}
+
+// EventType is one type of events in all of its versions, oldest first.
+type EventType struct {
+	Category, Name string
+	Versions       []*Schema
+}
+
+// Newest returns the schema of the last version.
+func (t *EventType) Newest() *Schema { return t.Versions[len(t.Versions)-1] }
+
+// Type returns an event type by its name.
+func (c *CategoryContract) Type(name string) (*EventType, bool) {
+	i, ok := slices.BinarySearchFunc(c.Types, name, func(t *EventType, name string) int { return strings.Compare(t.Name, name) })
+	if !ok {
+		return nil, false
+	}
+	return c.Types[i], true
+}
+
+// Categories returns all categories by name.
+func (c *Contracts) Categories() []*CategoryContract { return c.categories }
+
+// Category returns a category by its name.
+func (c *Contracts) Category(name string) (*CategoryContract, bool) {
+	i, ok := slices.BinarySearchFunc(c.categories, name, func(c *CategoryContract, name string) int { return strings.Compare(c.Name, name) })
+	if !ok {
+		return nil, false
+	}
+	return c.categories[i], true
+}
+
+// LoadContracts reads the contracts below a folder and checks them: names,
+// versions without a gap, every version readable by each later one, and no two
+// categories whose topics would have one name. All errors are reported together,
+// each with its file. A folder without events is no error.
+func LoadContracts(fsys fs.FS) (*Contracts, error) {
+	entries, err := fs.ReadDir(fsys, "events")
+	if errors.Is(err, fs.ErrNotExist) {
+		return &Contracts{}, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reading the contracts: %w", err)
+	}
+	c := &Contracts{}
+	var failures []error
+	for _, entry := range entries {
+		if !entry.IsDir() {
+			failures = append(failures, fmt.Errorf("events/%s: a file where folders of categories belong", entry.Name()))
+			continue
+		}
+		category, err := loadCategory(fsys, entry.Name())
+		failures = append(failures, err)
+		c.categories = append(c.categories, category)
+	}
+	failures = append(failures, c.checkTopics())
+	if err := errors.Join(failures...); err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+// checkTopics refuses categories that differ in case only.
+func (c *Contracts) checkTopics() error {
+	seen := make(map[string]string)
+	for _, category := range c.categories {
+		lower := strings.ToLower(category.Name)
+		if other := seen[lower]; other != "" {
+			return fmt.Errorf("events/%s: its topic would be that of the category %s: rename one of them", category.Name, other)
+		}
+		seen[lower] = category.Name
+	}
+	return nil
+}
+
+var schemaFile = regexp.MustCompile(`^([A-Za-z_][A-Za-z0-9_]*)\.v([1-9][0-9]{0,3})\.avsc$`)
+
+func loadCategory(fsys fs.FS, name string) (*CategoryContract, error) {
+	c := &CategoryContract{Name: name, Slots: event.DefaultSlots, Partitions: event.DefaultPartitions}
+	dir := path.Join("events", name)
+	if err := event.CheckCategory(name); err != nil {
+		return c, fmt.Errorf("%s: %w", dir, err)
+	}
+	entries, err := fs.ReadDir(fsys, dir)
+	if err != nil {
+		return c, fmt.Errorf("reading %s: %w", dir, err)
+	}
+	versions := make(map[string]map[int]*Schema)
+	var failures []error
+	for _, entry := range entries {
+		file := path.Join(dir, entry.Name())
+		if entry.Name() == "category.yaml" {
+			failures = append(failures, c.configure(fsys, file))
+			continue
+		}
+		m := schemaFile.FindStringSubmatch(entry.Name())
+		if m == nil {
+			failures = append(failures, fmt.Errorf("%s: want <EventType>.v<N>.avsc or category.yaml", file))
+			continue
+		}
+		n, _ := strconv.Atoi(m[2]) // up to four digits, says the expression
+		schema, err := loadSchema(fsys, file, m[1])
+		if err != nil {
+			failures = append(failures, err)
+			continue
+		}
+		if versions[m[1]] == nil {
+			versions[m[1]] = make(map[int]*Schema)
+		}
+		versions[m[1]][n] = schema
+	}
+	for _, typ := range slices.Sorted(mapKeys(versions)) {
+		t := &EventType{Category: name, Name: typ}
+		failures = append(failures, t.collect(dir, versions[typ]))
+		c.Types = append(c.Types, t)
+	}
+	return c, errors.Join(failures...)
+}
+
+func mapKeys[V any](m map[string]V) func(func(string) bool) {
+	return func(yield func(string) bool) {
+		for k := range m {
+			if !yield(k) {
+				return
+			}
+		}
+	}
+}
+
+func (c *CategoryContract) configure(fsys fs.FS, file string) error {
+	raw, err := fs.ReadFile(fsys, file)
+	if err != nil {
+		return fmt.Errorf("reading %s: %w", file, err)
+	}
+	config := struct{ Slots, Partitions int }{c.Slots, c.Partitions}
+	if err := yaml.UnmarshalWithOptions(raw, &config, yaml.Strict()); err != nil {
+		return fmt.Errorf("%s: %s", file, yaml.FormatError(err, false, true))
+	}
+	if config.Slots < 1 || config.Slots > event.MaxSlots || bits.OnesCount(uint(config.Slots)) != 1 {
+		return fmt.Errorf("%s: slots is %d: want a power of two up to %d", file, config.Slots, event.MaxSlots)
+	}
+	if config.Partitions < 1 || config.Slots%config.Partitions != 0 {
+		return fmt.Errorf("%s: partitions is %d, which does not divide %d slots", file, config.Partitions, config.Slots)
+	}
+	c.Slots, c.Partitions = config.Slots, config.Partitions
+	return nil
+}
+
+func loadSchema(fsys fs.FS, file, typ string) (*Schema, error) {
+	raw, err := fs.ReadFile(fsys, file)
+	if err != nil {
+		return nil, fmt.Errorf("reading %s: %w", file, err)
+	}
+	schema, err := Parse(raw)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", file, err)
+	}
+	if schema.Name() != typ {
+		return nil, fmt.Errorf("%s: the record is named %s: name it %s", file, schema.Name(), typ)
+	}
+	return schema, nil
+}
+
+// collect puts the versions into order and checks that each can be read by all
+// later ones.
+func (t *EventType) collect(dir string, versions map[int]*Schema) error {
+	for n := 1; n <= len(versions); n++ {
+		schema, ok := versions[n]
+		if !ok {
+			return fmt.Errorf("%s/%s.v%d.avsc: the version is missing", dir, t.Name, n)
+		}
+		for i, old := range t.Versions {
+			if err := CheckBackward(old, schema); err != nil {
+				return fmt.Errorf("%s/%s.v%d.avsc: events of version %d cannot be read with it: %w", dir, t.Name, n, i+1, err)
+			}
+		}
+		t.Versions = append(t.Versions, schema)
+	}
+	return nil
+}
