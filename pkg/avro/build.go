@@ -195,7 +195,7 @@ func (n *node) describe(w io.Writer) {
 	io.WriteString(w, ")")
 }
 
-// maxExactDefault is the greatest integer that a default holds exactly: the
+// maxExactDefault is from where on a default may not be the number that was written: the
 // schema parser reads numbers as doubles.
 const maxExactDefault = 1 << 53
 
@@ -219,8 +219,8 @@ func encodeDefault(dst []byte, n *node, v any, path string) ([]byte, error) {
 		if err != nil {
 			return bad()
 		}
-		if i > maxExactDefault || i < -maxExactDefault {
-			return nil, refuse(path, "a default beyond 2^53")
+		if i >= maxExactDefault || i <= -maxExactDefault {
+			return nil, refuse(path, "a default of 2^53 or more")
 		}
 		return appendLong(dst, i), nil
 	case Float, Double:

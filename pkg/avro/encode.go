@@ -10,8 +10,6 @@ import (
 	"strconv"
 	"time"
 
-	"github.com/google/uuid"
-
 	"github.com/refoldhq/refold/pkg/event"
 	"github.com/refoldhq/refold/pkg/strictjson"
 )
@@ -296,8 +294,8 @@ func encodeText(dst []byte, n *node, r *strictjson.Reader) ([]byte, error) {
 	case String:
 		return appendBytes(dst, text), nil
 	case UUID:
-		if id, err := uuid.ParseBytes(text); len(text) == 36 && err == nil {
-			return appendBytes(dst, id.String()), nil
+		if validUUID(text) {
+			return appendBytes(dst, text), nil
 		}
 	case Enum:
 		for i, symbol := range n.symbolText {

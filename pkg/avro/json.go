@@ -87,24 +87,29 @@ func (f *field) appendDefault(dst []byte) ([]byte, error) {
 func (c *cursor) jsonItems(dst []byte, n *resolved, open, close byte) ([]byte, error) {
 	dst = append(dst, open)
 	first := len(dst)
-	err := c.blocks(func() (err error) {
+	var b blocks
+	for {
+		more, err := c.next(&b)
+		if err != nil {
+			return nil, err
+		}
+		if !more {
+			return append(dst, close), nil
+		}
 		if len(dst) > first {
 			dst = append(dst, ',')
 		}
 		if n.w.kind == Map {
 			key, err := c.text()
 			if err != nil {
-				return err
+				return nil, err
 			}
 			dst = append(AppendQuoted(dst, key), ':')
 		}
-		dst, err = c.json(dst, n.items)
-		return err
-	})
-	if err != nil {
-		return nil, err
+		if dst, err = c.json(dst, n.items); err != nil {
+			return nil, err
+		}
 	}
-	return append(dst, close), nil
 }
 
 // value reads a leaf and promotes it to the reader's type.

@@ -188,7 +188,15 @@ func (c *cursor) skip(n *node) error {
 		}
 		return c.skip(n.branches[i])
 	case Array, Map:
-		return c.blocks(func() error { return c.skipItem(n) })
+		var b blocks
+		for {
+			if more, err := c.next(&b); !more {
+				return err
+			}
+			if err := c.skipItem(n); err != nil {
+				return err
+			}
+		}
 	default:
 		var v Value
 		return c.leaf(n, &v)
@@ -204,38 +212,43 @@ func (c *cursor) skipItem(n *node) error {
 	return c.skip(n.items)
 }
 
-// blocks walks the blocks of an array or a map and calls item for each item. As
-// every item takes at least one byte, a count beyond what is left is refused at
-// once. A negative count is followed by the block's length in bytes.
-func (c *cursor) blocks(item func() error) error {
-	for {
-		count, err := c.long()
-		if err != nil || count == 0 {
-			return err
-		}
-		end := -1
-		if count < 0 {
-			size, err := c.long()
-			if err != nil {
-				return err
-			}
-			if count == math.MinInt64 || size < 0 || size > int64(len(c.in)-c.at) {
-				return errBlock
-			}
-			count, end = -count, c.at+int(size)
-		}
-		if count > int64(len(c.in)-c.at) {
-			return errTruncated
-		}
-		for range count {
-			if err := item(); err != nil {
-				return err
-			}
-		}
-		if end >= 0 && c.at != end {
-			return errBlock
-		}
+// blocks is where a walk through the items of an array or a map stands.
+type blocks struct {
+	left int64 // items of the present block
+	end  int   // of the present block, if it said its length; else 0
+}
+
+// next tells whether another item follows. As every item takes at least one
+// byte, a count beyond what is left is refused at once. A negative count is
+// followed by the block's length in bytes.
+func (c *cursor) next(b *blocks) (bool, error) {
+	if b.left > 0 {
+		b.left--
+		return true, nil
 	}
+	if b.end > 0 && c.at != b.end {
+		return false, errBlock
+	}
+	count, err := c.long()
+	if err != nil || count == 0 {
+		return false, err
+	}
+	b.end = 0
+	if count < 0 {
+		size, err := c.long()
+		if err != nil {
+			return false, err
+		}
+		if count == math.MinInt64 || size < 0 || size > int64(len(c.in)-c.at) {
+			return false, errBlock
+		}
+		count, b.end = -count, c.at+int(size)
+	}
+	if count > int64(len(c.in)-c.at) {
+		return false, errTruncated
+	}
+	b.left = count - 1
+	return true, nil
 }
 
 // leaf reads one value that is neither record, union, array nor map.

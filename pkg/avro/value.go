@@ -82,6 +82,9 @@ func fitsPrecision(b []byte, precision int) bool {
 	if v, ok := smallDecimal(b); ok {
 		return precision >= len(pow10) || v < pow10[precision] && v > -pow10[precision]
 	}
+	if (8*len(b)-1)*1000 <= precision*3321 { // 2^(8n-1) <= 10^precision, as 10 > 2^3.321
+		return true
+	}
 	if len(b) > 512 { // a precision that needs more is refused by no schema parser, but by us
 		return false
 	}
