@@ -31,6 +31,9 @@ const versionTable = "refold.goose_db_version"
 func Migrate(ctx context.Context, pool *pgxpool.Pool) error {
 	db := openForMigrations(pool)
 	defer db.Close()
+	if err := makeSchema(ctx, db); err != nil {
+		return err
+	}
 	files, err := Migrations()
 	if err != nil {
 		return err
@@ -40,7 +43,7 @@ func Migrate(ctx context.Context, pool *pgxpool.Pool) error {
 		return fmt.Errorf("making the migrations' lock: %w", err)
 	}
 	provider, err := goose.NewProvider(goose.DialectPostgres, db, files,
-		goose.WithSessionLocker(schemaMaker{locker}),
+		goose.WithSessionLocker(locker),
 		goose.WithTableName(versionTable),
 		goose.WithDisableGlobalRegistry(true))
 	if err != nil {
@@ -70,22 +73,10 @@ func Migrations() (fs.FS, error) {
 	return files, nil
 }
 
-// schemaMaker makes the schema that goose's own table lies in, once it has the
-// lock: "create schema if not exists" alone fails when two sessions race.
-type schemaMaker struct{ lock.SessionLocker }
-
-func (s schemaMaker) SessionLock(ctx context.Context, conn *sql.Conn) error {
-	if err := s.SessionLocker.SessionLock(ctx, conn); err != nil {
-		return fmt.Errorf("waiting for another migration to end: %w", err)
-	}
-	if err := makeSchema(ctx, conn); err != nil {
-		// goose unlocks only what it has seen locked.
-		return errors.Join(err, s.SessionUnlock(context.WithoutCancel(ctx), conn))
-	}
-	return nil
-}
-
-func makeSchema(ctx context.Context, conn *sql.Conn) error {
+// makeSchema makes the schema that goose's own table lies in, before goose looks
+// for it. "create schema if not exists" alone fails when two sessions race: the
+// loser then finds it there.
+func makeSchema(ctx context.Context, conn *sql.DB) error {
 	var exists bool
 	row := conn.QueryRowContext(ctx, `select exists (select from pg_namespace where nspname = 'refold')`)
 	if err := row.Scan(&exists); err != nil {
@@ -94,7 +85,7 @@ func makeSchema(ctx context.Context, conn *sql.Conn) error {
 	if exists {
 		return nil // creating it again would ask for a right that the role need not have
 	}
-	if _, err := conn.ExecContext(ctx, `create schema refold`); err != nil {
+	if _, err := conn.ExecContext(ctx, `create schema if not exists refold`); err != nil && !IsCode(err, "23505") {
 		return fmt.Errorf("creating the schema refold: %w", err)
 	}
 	return nil

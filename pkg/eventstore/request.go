@@ -1,0 +1,199 @@
+package eventstore
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/refoldhq/refold/pkg/event"
+)
+
+// Request is appends to one or several streams that take effect together.
+type Request struct {
+	// Appends name each stream once.
+	Appends  []Append
+	Metadata event.Metadata
+	// Key is the idempotency key; empty for none. Hash is a digest of what was
+	// asked under it.
+	Key  string
+	Hash []byte
+}
+
+// Append is new events of one stream.
+type Append struct {
+	Category, Stream string
+	Expected         Expected
+	Events           []NewEvent
+	Claims, Releases []Claim
+}
+
+// NewEvent is an event before it has its place.
+type NewEvent struct {
+	// ID is the client's choice; zero has one made.
+	ID   event.ID
+	Type string
+	// Time is when it happened; nil means when it is recorded.
+	Time *event.Time
+	// Value is the framed Kafka value. It is kept until the outcome is known.
+	Value []byte
+}
+
+// Claim is a value that at most one stream holds within a namespace.
+type Claim struct{ Namespace, Value string }
+
+// Expected says which version a stream must have. The zero value takes any.
+type Expected struct {
+	kind    expectation
+	version int64
+}
+
+type expectation uint8
+
+const (
+	anyVersion expectation = iota
+	exactly
+	exists
+)
+
+// Any takes any version; Exists any but 0; None none but 0.
+var (
+	Any    = Expected{}
+	Exists = Expected{kind: exists}
+	None   = Exactly(0)
+)
+
+// Exactly takes one version; 0 is a stream without events.
+func Exactly(version int64) Expected { return Expected{exactly, version} }
+
+// String returns the expectation as the API has it.
+func (e Expected) String() string {
+	switch {
+	case e.kind == anyVersion:
+		return "any"
+	case e.kind == exists:
+		return "exists"
+	case e.version == 0:
+		return "none"
+	default:
+		return fmt.Sprint(e.version)
+	}
+}
+
+// Version returns the exact version and whether there is one.
+func (e Expected) Version() (int64, bool) { return e.version, e.kind == exactly }
+
+func (e Expected) met(actual int64) bool {
+	switch e.kind {
+	case exactly:
+		return actual == e.version
+	case exists:
+		return actual > 0
+	default:
+		return true
+	}
+}
+
+// Result is what an append did, now or, if it is a replay, the first time.
+type Result struct {
+	Replayed bool
+	Appends  []AppendResult
+}
+
+// AppendResult is what was appended to one stream.
+type AppendResult struct {
+	Category, Stream          string
+	FirstVersion, LastVersion int64
+	Events                    []Appended
+}
+
+// Appended is the place of one event.
+type Appended struct {
+	ID       event.ID
+	Version  int64
+	Position event.Position
+	Recorded event.Time
+}
+
+// Token returns the token of all appends: a read that is given it shows them.
+func (r *Result) Token() event.Token {
+	marks := make([]event.Mark, 0, len(r.Appends))
+	for i := range r.Appends {
+		marks = append(marks, r.Appends[i].mark())
+	}
+	return event.NewToken(marks...)
+}
+
+// Token returns the token of this append alone.
+func (a *AppendResult) Token() event.Token { return event.Token{a.mark()} }
+
+func (a *AppendResult) mark() event.Mark {
+	return event.Mark{Position: a.Events[len(a.Events)-1].Position, Written: true}
+}
+
+// VersionConflict says that a stream had another version than was expected.
+type VersionConflict struct {
+	Append           int // index in the request
+	Category, Stream string
+	Expected         Expected
+	Actual           int64
+}
+
+func (e *VersionConflict) Error() string {
+	return fmt.Sprintf("stream %s/%s is at version %d, expected %s", e.Category, e.Stream, e.Actual, e.Expected)
+}
+
+// ClaimTaken says that another stream holds a value.
+type ClaimTaken struct {
+	Claim
+	Category, Stream string // of the holder
+}
+
+func (e *ClaimTaken) Error() string {
+	return fmt.Sprintf("the value is held within %s by stream %s/%s", e.Namespace, e.Category, e.Stream)
+}
+
+// EventIDTaken says that an id is known in another stream of the category, or
+// that a request mixes known ids with new ones or has one twice.
+type EventIDTaken struct{ ID event.ID }
+
+func (e *EventIDTaken) Error() string { return "event id " + e.ID.String() + " is taken" }
+
+// TooLarge says that an event's record would exceed the limit.
+type TooLarge struct{ Append, Event, Bytes, Limit int }
+
+func (e *TooLarge) Error() string {
+	return fmt.Sprintf("event %d has a record of %d bytes, at most %d fit", e.Event, e.Bytes, e.Limit)
+}
+
+// Errors without data. ErrUnavailable and ErrOutcomeUnknown may be tried again.
+var (
+	ErrUnknownCategory = errors.New("unknown category")
+	ErrKeyReused       = errors.New("the idempotency key was used for another request")
+	ErrUnavailable     = errors.New("the event store is not available; nothing happened")
+	ErrOutcomeUnknown  = errors.New("the outcome is not known; ask again with the same key or event ids")
+)
+
+// request is a checked Request.
+type request struct {
+	*Request
+	writes []write
+	lane   int
+	events int
+}
+
+// write is one append of a request and where it goes.
+type write struct {
+	*Append
+	category Category
+	slot     int
+	chosen   bool // some event has an id of the client's choice
+}
+
+func (r *request) ids() []byte {
+	out := make([]byte, 0, 16*r.events)
+	for _, w := range r.writes {
+		for i := range w.Events {
+			out = append(out, w.Events[i].ID[:]...)
+		}
+	}
+	return out
+}
