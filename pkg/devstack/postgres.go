@@ -230,7 +230,8 @@ func (p *Postgres) Standby(ctx context.Context) (*Postgres, error) {
 // arrives afterwards is lost at a promotion, as with an asynchronous standby
 // that was behind: the standby is cut from its primary too.
 func (p *Postgres) PauseReplay(ctx context.Context) error {
-	if err := p.exec(ctx, `select pg_wal_replay_pause()`, `alter system set primary_conninfo = ''`, `select pg_reload_conf()`); err != nil {
+	// A paused replay would not notice the new setting, so the receiver goes first.
+	if err := p.exec(ctx, `alter system set primary_conninfo = ''`, `select pg_reload_conf()`); err != nil {
 		return err
 	}
 	conn, err := pgx.Connect(ctx, p.URL("postgres"))
@@ -243,7 +244,8 @@ func (p *Postgres) PauseReplay(ctx context.Context) error {
 			return err
 		}
 	}
-	return nil
+	_, err = conn.Exec(ctx, `select pg_wal_replay_pause()`)
+	return err
 }
 
 // Promote makes a standby the primary.
