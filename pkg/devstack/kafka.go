@@ -4,43 +4,54 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
-	"sync"
 	"syscall"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
+	"golang.org/x/sync/errgroup"
 )
 
 // kafkaVersion is that of the brokers that suites run against.
 const kafkaVersion = "4.3.1"
 
+// clusterID is any 16 bytes in base64.
+const clusterID = "cmVmb2xkLXRlc3RzLWlkMQ"
+
 // KafkaConfig says which brokers to start.
 type KafkaConfig struct {
 	// Nodes are combined brokers and controllers; 0 is one.
 	Nodes int
-	// Settings are added to every node's server.properties.
+	// Settings are those of server.properties, of every node, and come before our own.
 	Settings map[string]string
+	// Through, if set, gets the number of a node, from 0, and its address, and
+	// returns the address that clients are told, usually that of a proxy in front.
+	// The nodes themselves speak to each other directly.
+	Through func(node int, addr string) string
 }
 
 // Kafka is a real cluster of our own in KRaft mode. Its methods are not safe for
 // concurrent use.
 type Kafka struct {
-	dir   string
-	jars  string
-	nodes []*node
+	cfg    KafkaConfig
+	folder *folder
+	jars   string
+	nodes  []*node
 }
 
+// node is one combined broker and controller.
 type node struct {
-	id               int
-	port, controller int
-	config           string
-	process          *process
+	id                          int // from 1
+	client, between, controller int // ports
+	advertised                  string
+	process                     *process
 }
 
 // ErrNoKafka is wrapped when real brokers cannot be had on this machine.
@@ -53,107 +64,130 @@ func StartKafka(ctx context.Context, cfg KafkaConfig) (*Kafka, error) {
 	if err != nil {
 		return nil, err
 	}
-	removeAbandoned("refold-kafka-")
-	dir, err := os.MkdirTemp("", fmt.Sprintf("refold-kafka-%d-", os.Getpid()))
-	if err != nil {
-		return nil, err
-	}
-	k := &Kafka{dir: dir, jars: jars}
-	if err := k.prepare(max(1, cfg.Nodes), cfg.Settings); err != nil {
-		return nil, errors.Join(err, k.Close())
-	}
-	for _, n := range k.nodes {
-		if err := k.launch(n); err != nil {
-			return nil, errors.Join(err, k.Close())
-		}
-	}
-	if err := k.awaitMembers(ctx); err != nil {
+	k := &Kafka{cfg: cfg, jars: jars}
+	if err := k.begin(ctx); err != nil {
 		return nil, errors.Join(err, k.Close())
 	}
 	return k, nil
 }
 
-// prepare writes the configuration of the nodes and formats their storage.
-func (k *Kafka) prepare(count int, settings map[string]string) error {
-	for id := 1; id <= count; id++ {
-		port, err := freePort()
-		if err != nil {
-			return err
-		}
-		controller, err := freePort()
-		if err != nil {
-			return err
-		}
-		k.nodes = append(k.nodes, &node{id: id, port: port, controller: controller, config: filepath.Join(k.dir, fmt.Sprintf("node%d.properties", id))})
+func (k *Kafka) begin(ctx context.Context) (err error) {
+	if k.folder, err = newFolder("refold-kafka-"); err != nil {
+		return err
 	}
-	var wg sync.WaitGroup
-	failures := make([]error, count)
-	for i, n := range k.nodes {
-		if err := os.WriteFile(n.config, []byte(k.properties(n, settings)), 0o644); err != nil {
+	for id := range max(1, k.cfg.Nodes) {
+		if err := k.plan(id + 1); err != nil {
 			return err
 		}
-		wg.Go(func() {
-			out, err := k.java("kafka.tools.StorageTool", "format", "-t", "cmVmb2xkLXRlc3RzLWlk", "-c", n.config).CombinedOutput()
-			if err != nil {
-				failures[i] = fmt.Errorf("formatting the storage of node %d: %w\n%s", n.id, err, out)
-			}
-		})
 	}
-	wg.Wait()
-	return errors.Join(failures...)
+	if err := k.format(ctx); err != nil {
+		return err
+	}
+	for _, n := range k.nodes {
+		if err := k.launch(n); err != nil {
+			return err
+		}
+	}
+	return k.awaitMembers(ctx, k.nodes...)
 }
 
-func (k *Kafka) properties(n *node, settings map[string]string) string {
+// plan chooses the ports of a node.
+func (k *Kafka) plan(id int) (err error) {
+	n := &node{id: id}
+	for _, port := range []*int{&n.client, &n.between, &n.controller} {
+		if *port, err = freePort(); err != nil {
+			return err
+		}
+	}
+	n.advertised = fmt.Sprintf("127.0.0.1:%d", n.client)
+	if k.cfg.Through != nil {
+		n.advertised = k.cfg.Through(id-1, n.advertised)
+	}
+	k.nodes = append(k.nodes, n)
+	return nil
+}
+
+// format writes the configuration of the nodes and formats their storage.
+func (k *Kafka) format(ctx context.Context) error {
+	group, ctx := errgroup.WithContext(ctx)
+	for _, n := range k.nodes {
+		if err := os.WriteFile(k.config(n), []byte(k.properties(n)), 0o644); err != nil {
+			return fmt.Errorf("writing the configuration of node %d: %w", n.id, err)
+		}
+		group.Go(func() error {
+			out, err := k.java(ctx, "kafka.tools.StorageTool", "format", "-t", clusterID, "-c", k.config(n)).CombinedOutput()
+			if err != nil {
+				return fmt.Errorf("formatting the storage of node %d: %w\n%s", n.id, err, out)
+			}
+			return nil
+		})
+	}
+	return group.Wait()
+}
+
+func (k *Kafka) config(n *node) string {
+	return filepath.Join(k.folder.path, fmt.Sprintf("node%d.properties", n.id))
+}
+
+func (k *Kafka) properties(n *node) string {
 	var voters []string
 	for _, other := range k.nodes {
 		voters = append(voters, fmt.Sprintf("%d@127.0.0.1:%d", other.id, other.controller))
 	}
-	replicas, inSync := min(3, len(k.nodes)), min(2, len(k.nodes))
-	lines := []string{
-		"process.roles=broker,controller",
-		fmt.Sprintf("node.id=%d", n.id),
-		"controller.quorum.voters=" + strings.Join(voters, ","),
-		fmt.Sprintf("listeners=PLAINTEXT://127.0.0.1:%d,CONTROLLER://127.0.0.1:%d", n.port, n.controller),
-		fmt.Sprintf("advertised.listeners=PLAINTEXT://127.0.0.1:%d", n.port),
-		"controller.listener.names=CONTROLLER",
-		"listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
-		"log.dirs=" + filepath.Join(k.dir, fmt.Sprintf("data%d", n.id)),
-		"auto.create.topics.enable=false",
-		"group.initial.rebalance.delay.ms=0",
-		"offsets.topic.num.partitions=4",
-		"transaction.state.log.num.partitions=4",
-		"share.coordinator.state.topic.num.partitions=1",
-		fmt.Sprintf("default.replication.factor=%d", replicas),
-		fmt.Sprintf("min.insync.replicas=%d", inSync),
-		"broker.session.timeout.ms=6000",
-		"log.retention.check.interval.ms=5000",
-		"group.consumer.min.session.timeout.ms=1000",
-		"group.min.session.timeout.ms=1000",
+	replicas, inSync := strconv.Itoa(min(3, len(k.nodes))), strconv.Itoa(min(2, len(k.nodes)))
+	settings := map[string]string{
+		"process.roles":                  "broker,controller",
+		"node.id":                        strconv.Itoa(n.id),
+		"controller.quorum.voters":       strings.Join(voters, ","),
+		"listeners":                      fmt.Sprintf("CLIENTS://127.0.0.1:%d,BROKERS://127.0.0.1:%d,CONTROLLER://127.0.0.1:%d", n.client, n.between, n.controller),
+		"advertised.listeners":           fmt.Sprintf("CLIENTS://%s,BROKERS://127.0.0.1:%d", n.advertised, n.between),
+		"listener.security.protocol.map": "CLIENTS:PLAINTEXT,BROKERS:PLAINTEXT,CONTROLLER:PLAINTEXT",
+		"inter.broker.listener.name":     "BROKERS",
+		"controller.listener.names":      "CONTROLLER",
+		"log.dirs":                       filepath.Join(k.folder.path, fmt.Sprintf("data%d", n.id)),
+		"auto.create.topics.enable":      "false",
+
+		"default.replication.factor":                       replicas,
+		"min.insync.replicas":                              inSync,
+		"offsets.topic.replication.factor":                 replicas,
+		"offsets.topic.num.partitions":                     "4",
+		"transaction.state.log.replication.factor":         replicas,
+		"transaction.state.log.min.isr":                    inSync,
+		"transaction.state.log.num.partitions":             "4",
+		"share.coordinator.state.topic.replication.factor": replicas,
+		"share.coordinator.state.topic.min.isr":            inSync,
+		"share.coordinator.state.topic.num.partitions":     "1",
+
+		"group.initial.rebalance.delay.ms":      "0",
+		"group.min.session.timeout.ms":          "1000",
+		"group.consumer.min.session.timeout.ms": "1000",
+		"broker.session.timeout.ms":             "6000",
+		"log.retention.check.interval.ms":       "5000",
+		"log.cleaner.dedupe.buffer.size":        "16777216", // of the heap
 	}
-	for _, topic := range []string{"offsets.topic", "transaction.state.log", "share.coordinator.state.topic"} {
-		lines = append(lines, fmt.Sprintf("%s.replication.factor=%d", topic, replicas))
-		if topic != "offsets.topic" {
-			lines = append(lines, fmt.Sprintf("%s.min.isr=%d", topic, inSync))
-		}
+	maps.Copy(settings, k.cfg.Settings)
+	var b strings.Builder
+	for _, name := range slices.Sorted(maps.Keys(settings)) {
+		fmt.Fprintf(&b, "%s=%s\n", name, settings[name])
 	}
-	for name, value := range settings {
-		lines = append(lines, name+"="+value)
-	}
-	return strings.Join(lines, "\n") + "\n"
+	return b.String()
 }
 
 // java returns a command that runs a class of Kafka.
-func (k *Kafka) java(class string, args ...string) *exec.Cmd {
-	cmd := exec.Command("java", append([]string{"-Xmx360m", "-Xms128m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=4", "-cp", filepath.Join(k.jars, "*"), class}, args...)...)
-	cmd.Dir = k.dir
+func (k *Kafka) java(ctx context.Context, class string, args ...string) *exec.Cmd {
+	options := []string{"-Xms128m", "-Xmx360m", "-XX:+UseSerialGC", "-Xshare:auto", "-Djava.awt.headless=true",
+		"-cp", filepath.Join(k.jars, "*"), class}
+	cmd := exec.CommandContext(ctx, "java", append(options, args...)...)
+	cmd.Dir = k.folder.path
 	return cmd
 }
 
 // Admin runs one of Kafka's own admin tools, such as
 // org.apache.kafka.tools.TopicCommand, against the cluster and returns what it
 // prints.
-func (k *Kafka) Admin(class string, args ...string) (string, error) {
-	out, err := k.java(class, append([]string{"--bootstrap-server", strings.Join(k.Brokers(), ",")}, args...)...).CombinedOutput()
+func (k *Kafka) Admin(ctx context.Context, class string, args ...string) (string, error) {
+	args = append([]string{"--bootstrap-server", strings.Join(k.Brokers(), ",")}, args...)
+	out, err := k.java(ctx, class, args...).CombinedOutput()
 	if err != nil {
 		return "", fmt.Errorf("running %s: %w\n%s", class, err, out)
 	}
@@ -161,88 +195,102 @@ func (k *Kafka) Admin(class string, args ...string) (string, error) {
 }
 
 func (k *Kafka) launch(n *node) (err error) {
-	cmd := k.java("kafka.Kafka", n.config)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
-	if n.process, err = startProcess(cmd); err != nil {
+	// The process outlives every context of a caller; Stop, Kill and Close end it.
+	cmd := k.java(context.Background(), "kafka.Kafka", k.config(n))
+	log := filepath.Join(k.folder.path, fmt.Sprintf("node%d.log", n.id))
+	if n.process, err = startProcess(cmd, log, syscall.SIGKILL, k.folder); err != nil {
 		return fmt.Errorf("starting node %d: %w", n.id, err)
 	}
 	return nil
 }
 
-// awaitMembers waits until every node that runs is a broker of the cluster and
-// topics can be made.
-func (k *Kafka) awaitMembers(ctx context.Context) error {
+// awaitMembers waits until the nodes are unfenced brokers of the cluster.
+func (k *Kafka) awaitMembers(ctx context.Context, nodes ...*node) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, time.Minute, errors.New("the brokers did not come up within a minute"))
 	defer cancel()
-	client, err := kgo.NewClient(kgo.SeedBrokers(k.Brokers()...))
+	client, err := kgo.NewClient(kgo.SeedBrokers(k.Brokers()...), kgo.RetryTimeout(time.Second))
 	if err != nil {
-		return err
+		return fmt.Errorf("making a client for the brokers: %w", err)
 	}
 	defer client.Close()
 	admin := kadm.NewClient(client)
 	for {
 		metadata, err := admin.BrokerMetadata(ctx)
-		if err == nil && metadata.Controller >= 0 && k.allIn(metadata.Brokers.NodeIDs()) {
+		if err == nil && metadata.Controller >= 0 && areIn(nodes, metadata.Brokers.NodeIDs()) {
 			return nil
 		}
-		select {
-		case <-ctx.Done():
-			return fmt.Errorf("%w: %v\n%s", context.Cause(ctx), err, k.nodes[0].process.output())
-		case <-time.After(50 * time.Millisecond):
+		if gone := ended(nodes); gone != nil {
+			return fmt.Errorf("node %d ended while it was starting:\n%s", gone.id, gone.process.output())
+		}
+		if pause(ctx, 50*time.Millisecond) != nil {
+			return fmt.Errorf("%w: %w\n%s", context.Cause(ctx), err, nodes[0].process.output())
 		}
 	}
 }
 
-func (k *Kafka) allIn(ids []int32) bool {
-	for _, n := range k.nodes {
-		if n.running() && !slices.Contains(ids, int32(n.id)) {
-			return false
-		}
-	}
-	return true
+func areIn(nodes []*node, members []int32) bool {
+	return !slices.ContainsFunc(nodes, func(n *node) bool { return !slices.Contains(members, int32(n.id)) })
 }
 
-func (n *node) running() bool {
-	if n.process == nil {
-		return false
+// ended returns a node that does not run, nil when all do.
+func ended(nodes []*node) *node {
+	i := slices.IndexFunc(nodes, func(n *node) bool { return !n.process.running() })
+	if i < 0 {
+		return nil
 	}
-	select {
-	case <-n.process.done:
-		return false
-	default:
-		return true
-	}
+	return nodes[i]
 }
 
-// Brokers returns the addresses of all nodes.
+// Brokers returns the addresses of all nodes, as clients use them.
 func (k *Kafka) Brokers() []string {
 	var addrs []string
 	for _, n := range k.nodes {
-		addrs = append(addrs, fmt.Sprintf("127.0.0.1:%d", n.port))
+		addrs = append(addrs, n.advertised)
 	}
 	return addrs
 }
 
-// Stop ends a node, counted from 0, gracefully.
+// Pid returns the process id of a node, counted from 0; 0 while it is stopped.
+func (k *Kafka) Pid(i int) int {
+	if p := k.nodes[i].process; p.running() {
+		return p.cmd.Process.Pid
+	}
+	return 0
+}
+
+// Stop ends a node, counted from 0, gracefully. A node without the others to hand
+// over to may take until its own time-outs.
 func (k *Kafka) Stop(i int) error { return k.nodes[i].process.end(syscall.SIGTERM, time.Minute) }
 
 // Kill ends a node, counted from 0, as kill -9 does.
 func (k *Kafka) Kill(i int) error { return k.nodes[i].process.end(syscall.SIGKILL, 10*time.Second) }
+
+// Launch starts a node again without waiting, for when its peers must come up
+// too; Await waits.
+func (k *Kafka) Launch(i int) error { return k.launch(k.nodes[i]) }
+
+// Await waits until all nodes that were started are members.
+func (k *Kafka) Await(ctx context.Context) error {
+	running := slices.DeleteFunc(slices.Clone(k.nodes), func(n *node) bool { return !n.process.running() })
+	if len(running) == 0 {
+		return errors.New("awaiting the brokers: none runs")
+	}
+	return k.awaitMembers(ctx, running...)
+}
 
 // Start starts a node again and waits until it is a member.
 func (k *Kafka) Start(i int) error {
 	if err := k.launch(k.nodes[i]); err != nil {
 		return err
 	}
-	return k.awaitMembers(context.Background())
+	return k.awaitMembers(context.Background(), k.nodes[i])
 }
 
 // Close kills all nodes and removes their data.
 func (k *Kafka) Close() error {
+	var errs []error
 	for _, n := range k.nodes {
-		if n.running() {
-			n.process.end(syscall.SIGKILL, 10*time.Second) // the data goes with it
-		}
+		errs = append(errs, n.process.end(syscall.SIGKILL, 10*time.Second))
 	}
-	return os.RemoveAll(k.dir)
+	return errors.Join(append(errs, k.folder.remove())...)
 }

@@ -3,77 +3,115 @@ package devstack
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"runtime"
-	"sync"
 	"syscall"
 	"time"
 )
 
-// process is a child that ends with us.
+// process is a server of ours that ends when we do.
 type process struct {
 	cmd  *exec.Cmd
-	log  tail
+	log  string        // the file that it writes to
+	from int64         // where in the file this run begins
 	done chan struct{} // closed at its end
+	// home is the temporary folder that it works in, if any. A server that nobody
+	// refers to any more runs on, and a garbage-collected folder would be removed.
+	home *folder
 }
 
-// startProcess starts cmd. The signal that a child gets at its parent's death is
-// bound to the thread that started it (prctl(2), PR_SET_PDEATHSIG), so one
-// thread stays for each child.
-func startProcess(cmd *exec.Cmd) (*process, error) {
-	p := &process{cmd: cmd, done: make(chan struct{})}
-	cmd.Stdout, cmd.Stderr = &p.log, &p.log
-	started := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread() // never unlocked: the thread ends with the child
-		err := cmd.Start()
-		started <- err
-		if err == nil {
-			cmd.Wait() // how it ended is in cmd.ProcessState
-		}
-		close(p.done)
-	}()
+// startProcess starts cmd in a process group of its own, which keeps the
+// terminal's Ctrl-C away from it, and appends what it prints to the file log.
+// At our death, however it comes, the kernel sends it the signal orphaned.
+func startProcess(cmd *exec.Cmd, log string, orphaned syscall.Signal, home *folder) (*process, error) {
+	out, err := os.OpenFile(log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+	if err != nil {
+		return nil, fmt.Errorf("opening the log: %w", err)
+	}
+	defer out.Close()
+	from, err := out.Seek(0, io.SeekEnd)
+	if err != nil {
+		return nil, fmt.Errorf("opening the log: %w", err)
+	}
+	if cmd.SysProcAttr == nil {
+		cmd.SysProcAttr = &syscall.SysProcAttr{}
+	}
+	cmd.SysProcAttr.Setpgid = true
+	dieWithParent(cmd.SysProcAttr, orphaned)
+	cmd.Stdout, cmd.Stderr = out, out
+	p := &process{cmd: cmd, log: log, from: from, done: make(chan struct{}), home: home}
+	started := make(chan error)
+	go p.keep(started)
 	return p, <-started
 }
 
-// end signals the process and waits for its end; after within it is killed.
-func (p *process) end(signal syscall.Signal, within time.Duration) error {
-	if err := p.cmd.Process.Signal(signal); err != nil && !errors.Is(err, os.ErrProcessDone) {
-		return fmt.Errorf("signalling %s: %w", p.cmd.Path, err)
+// keep starts the process and waits for its end. The signal at the parent's
+// death is that of the thread which started it (prctl(2), PR_SET_PDEATHSIG), so
+// this goroutine keeps its thread as long as the process lives.
+func (p *process) keep(started chan<- error) {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	defer close(p.done)
+	err := p.cmd.Start()
+	started <- err
+	if err == nil {
+		p.cmd.Wait() // a server that ends is told by done; how, by its log
+	}
+	runtime.KeepAlive(p.home)
+}
+
+func (p *process) running() bool {
+	if p == nil {
+		return false
 	}
 	select {
 	case <-p.done:
+		return false
+	default:
+		return true
+	}
+}
+
+// end signals the process and waits for its end; after within it is killed,
+// which is an error. A process that has ended, or was never started, is fine.
+func (p *process) end(signal syscall.Signal, within time.Duration) error {
+	if !p.running() {
 		return nil
-	case <-time.After(within):
-		p.cmd.Process.Kill()
+	}
+	if err := p.cmd.Process.Signal(signal); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		return fmt.Errorf("signalling %s: %w", p.cmd.Path, err)
+	}
+	timer := time.NewTimer(within)
+	defer timer.Stop()
+	select {
+	case <-p.done:
+		return nil
+	case <-timer.C:
+		err := p.cmd.Process.Kill()
 		<-p.done
-		return fmt.Errorf("%s did not end within %v of %v and was killed", p.cmd.Path, within, signal)
+		return errors.Join(fmt.Errorf("%s did not end within %v of %v and was killed", p.cmd.Path, within, signal), err)
 	}
 }
 
-func (p *process) output() string { return p.log.String() }
+const outputBytes = 16 << 10
 
-// tail keeps the end of what a process prints.
-type tail struct {
-	mu  sync.Mutex
-	buf []byte
-}
-
-const tailBytes = 16 << 10
-
-func (t *tail) Write(b []byte) (int, error) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.buf = append(t.buf, b...)
-	if over := len(t.buf) - tailBytes; over > 0 {
-		t.buf = append([]byte(nil), t.buf[over:]...)
+// output returns the end of what this run of the process has printed.
+func (p *process) output() string {
+	f, err := os.Open(p.log)
+	if err != nil {
+		return err.Error()
 	}
-	return len(b), nil
-}
-
-func (t *tail) String() string {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return string(t.buf)
+	defer f.Close()
+	end, err := f.Seek(0, io.SeekEnd)
+	if err != nil {
+		return err.Error()
+	}
+	out := make([]byte, min(end-p.from, outputBytes))
+	n, err := f.ReadAt(out, end-int64(len(out)))
+	if err != nil {
+		return err.Error()
+	}
+	return string(out[:n])
 }

@@ -3,9 +3,11 @@ package devstack
 import (
 	"context"
 	"crypto/rand"
+	"crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net/url"
 	"os"
 	"strings"
@@ -16,6 +18,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/stretchr/testify/require"
+	"go.uber.org/goleak"
 
 	"github.com/refoldhq/refold/pkg/postgres"
 )
@@ -33,30 +36,89 @@ var sharedPostgres = sync.OnceValues(func() (string, error) {
 	return server.URL("postgres"), nil
 })
 
+// IgnoreServers is for goleak: a goroutine stays for each server that the tests of
+// this process share.
+func IgnoreServers() goleak.Option {
+	return goleak.IgnoreAnyFunction("github.com/refoldhq/refold/pkg/devstack.(*process).keep")
+}
+
 // Database returns the URL of a fresh, empty database, dropped when the test ends.
 func Database(t testing.TB) string {
 	t.Helper()
 	return createDatabase(t, "")
 }
 
-// template is a migrated database that others are copied from.
+// template is a migrated database that others are copied from. Its name comes from
+// the migrations, so that all test processes on one server share it.
 var template = sync.OnceValues(func() (name string, err error) {
 	server, err := sharedPostgres()
 	if err != nil {
 		return "", err
 	}
-	name = fmt.Sprintf("refold_template_%d_%s", os.Getpid(), randomHex())
-	ctx := context.Background()
-	if err := execOn(ctx, server, "create database "+name); err != nil {
-		return "", err
-	}
-	pool, err := postgres.Open(ctx, postgres.Config{URL: onDatabase(server, name)})
+	hash, err := hashOfMigrations()
 	if err != nil {
 		return "", err
 	}
-	defer pool.Close()
-	return name, postgres.Migrate(ctx, pool)
+	name = "refold_template_" + hash
+	return name, makeTemplate(context.Background(), server, name)
 })
+
+func hashOfMigrations() (string, error) {
+	files, err := postgres.Migrations()
+	if err != nil {
+		return "", err
+	}
+	names, err := fs.Glob(files, "*.sql")
+	if err != nil {
+		return "", fmt.Errorf("listing the migrations: %w", err)
+	}
+	hash := sha256.New()
+	for _, name := range names {
+		text, err := fs.ReadFile(files, name)
+		if err != nil {
+			return "", fmt.Errorf("reading the migration %s: %w", name, err)
+		}
+		fmt.Fprintf(hash, "%s %d\n%s", name, len(text), text)
+	}
+	return hex.EncodeToString(hash.Sum(nil)[:8]), nil
+}
+
+// makeTemplate makes the template unless another process has: an advisory lock
+// keeps them apart, and the name appears only once the migrations are through.
+func makeTemplate(ctx context.Context, server, name string) error {
+	conn, err := pgx.Connect(ctx, server)
+	if err != nil {
+		return fmt.Errorf("connecting to the server of the tests: %w", err)
+	}
+	defer conn.Close(ctx)
+	if _, err := conn.Exec(ctx, `select pg_advisory_lock(hashtextextended('refold_template', 0))`); err != nil {
+		return fmt.Errorf("waiting for another process to make the template: %w", err)
+	}
+	var exists bool
+	if err := conn.QueryRow(ctx, `select exists (select from pg_database where datname = $1)`, name).Scan(&exists); err != nil || exists {
+		return err
+	}
+	unfinished := name + "_unfinished"
+	for _, sql := range []string{"drop database if exists " + unfinished + " with (force)", "create database " + unfinished} {
+		if _, err := conn.Exec(ctx, sql); err != nil {
+			return fmt.Errorf("making the template: %w", err)
+		}
+	}
+	if err := migrate(ctx, onDatabase(server, unfinished)); err != nil {
+		return err
+	}
+	_, err = conn.Exec(ctx, "alter database "+unfinished+" rename to "+name)
+	return err
+}
+
+func migrate(ctx context.Context, url string) error {
+	pool, err := postgres.Open(ctx, postgres.Config{URL: url})
+	if err != nil {
+		return err
+	}
+	defer pool.Close()
+	return postgres.Migrate(ctx, pool)
+}
 
 // MigratedDatabase returns a pool on a fresh database with refold's schema. Its
 // URL is pool.Config().ConnString().
