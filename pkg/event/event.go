@@ -12,6 +12,7 @@ package event
 import (
 	"crypto/rand"
 	"encoding/binary"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"strconv"
@@ -64,6 +65,18 @@ type ID [16]byte
 
 // String returns the canonical form with hyphens, in lower case.
 func (id ID) String() string { return uuid.UUID(id).String() }
+
+// Append appends id's String to dst.
+func (id ID) Append(dst []byte) []byte {
+	var text [36]byte
+	hex.Encode(text[:8], id[:4])
+	for i, at := range [...]int{8, 13, 18, 23} {
+		text[at] = '-'
+		hex.Encode(text[at+1:], id[4+2*i:min(6+2*i, 16)])
+	}
+	hex.Encode(text[24:], id[10:])
+	return append(dst, text[:]...)
+}
 
 // IsZero tells whether id stands for no event.
 func (id ID) IsZero() bool { return id == ID{} }

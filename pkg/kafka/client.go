@@ -1,0 +1,105 @@
+package kafka
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"fmt"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/sasl/plain"
+	"github.com/twmb/franz-go/pkg/sasl/scram"
+)
+
+// Config says how to reach the brokers. The names are those of the KAFKA_*
+// environment.
+type Config struct {
+	Brokers          []string
+	SecurityProtocol string // PLAINTEXT (or empty), SSL, SASL_PLAINTEXT, SASL_SSL
+	SASLMechanism    string // PLAIN, SCRAM-SHA-256, SCRAM-SHA-512
+	SASLUsername     string
+	SASLPassword     string
+	TLSCAFile        string
+	ClientID         string
+}
+
+// ConfigFromEnv reads KAFKA_BOOTSTRAP_SERVERS, KAFKA_SECURITY_PROTOCOL,
+// KAFKA_SASL_MECHANISM, KAFKA_SASL_USERNAME, KAFKA_SASL_PASSWORD or its _FILE,
+// and KAFKA_SSL_CA_FILE.
+func ConfigFromEnv() (Config, error) {
+	c := Config{SecurityProtocol: os.Getenv("KAFKA_SECURITY_PROTOCOL"), SASLMechanism: os.Getenv("KAFKA_SASL_MECHANISM"),
+		SASLUsername: os.Getenv("KAFKA_SASL_USERNAME"), SASLPassword: os.Getenv("KAFKA_SASL_PASSWORD"), TLSCAFile: os.Getenv("KAFKA_SSL_CA_FILE")}
+	for broker := range strings.SplitSeq(os.Getenv("KAFKA_BOOTSTRAP_SERVERS"), ",") {
+		if broker = strings.TrimSpace(broker); broker != "" {
+			c.Brokers = append(c.Brokers, broker)
+		}
+	}
+	if file := os.Getenv("KAFKA_SASL_PASSWORD_FILE"); file != "" {
+		password, err := os.ReadFile(file)
+		if err != nil {
+			return c, fmt.Errorf("reading KAFKA_SASL_PASSWORD_FILE: %w", err)
+		}
+		c.SASLPassword = strings.TrimRight(string(password), "\r\n")
+	}
+	return c, nil
+}
+
+// maxDecompressed bounds what a compressed batch may grow to: a batch of ours
+// has at most a megabyte of a topic's limit, most of it compressible.
+const maxDecompressed = 64 << 20
+
+// Options returns the options that every client of ours has.
+func (c Config) Options() ([]kgo.Opt, error) {
+	if len(c.Brokers) == 0 {
+		return nil, fmt.Errorf("no Kafka brokers are configured: set KAFKA_BOOTSTRAP_SERVERS")
+	}
+	options := []kgo.Opt{kgo.SeedBrokers(c.Brokers...), kgo.MaxDecompressBatchBytes(maxDecompressed), kgo.DialTimeout(5 * time.Second),
+		kgo.RequestTimeoutOverhead(8 * time.Second), kgo.ConnIdleTimeout(5 * time.Minute)}
+	if c.ClientID != "" {
+		options = append(options, kgo.ClientID(c.ClientID))
+	}
+	protocol := strings.ToUpper(c.SecurityProtocol)
+	switch protocol {
+	case "", "PLAINTEXT", "SASL_PLAINTEXT":
+	case "SSL", "SASL_SSL":
+		config, err := c.tls()
+		if err != nil {
+			return nil, err
+		}
+		options = append(options, kgo.DialTLSConfig(config))
+	default:
+		return nil, fmt.Errorf("KAFKA_SECURITY_PROTOCOL is %q: want PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL", c.SecurityProtocol)
+	}
+	if !strings.HasPrefix(protocol, "SASL_") {
+		return options, nil
+	}
+	switch strings.ToUpper(c.SASLMechanism) {
+	case "PLAIN":
+		options = append(options, kgo.SASL(plain.Auth{User: c.SASLUsername, Pass: c.SASLPassword}.AsMechanism()))
+	case "SCRAM-SHA-256":
+		options = append(options, kgo.SASL(scram.Auth{User: c.SASLUsername, Pass: c.SASLPassword}.AsSha256Mechanism()))
+	case "SCRAM-SHA-512":
+		options = append(options, kgo.SASL(scram.Auth{User: c.SASLUsername, Pass: c.SASLPassword}.AsSha512Mechanism()))
+	default:
+		return nil, fmt.Errorf("KAFKA_SASL_MECHANISM is %q: want PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512", c.SASLMechanism)
+	}
+	return options, nil
+}
+
+func (c Config) tls() (*tls.Config, error) {
+	config := &tls.Config{MinVersion: tls.VersionTLS12}
+	if c.TLSCAFile == "" {
+		return config, nil
+	}
+	pem, err := os.ReadFile(c.TLSCAFile)
+	if err != nil {
+		return nil, fmt.Errorf("reading KAFKA_SSL_CA_FILE: %w", err)
+	}
+	config.RootCAs = x509.NewCertPool()
+	if !config.RootCAs.AppendCertsFromPEM(pem) {
+		return nil, fmt.Errorf("KAFKA_SSL_CA_FILE %s holds no certificate", c.TLSCAFile)
+	}
+	return config, nil
+}
