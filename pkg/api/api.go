@@ -1,0 +1,231 @@
+// Package api is refold's HTTP API of the write side: appending, importing and
+// reading the log, and the schema registry below /schema-registry.
+//
+// Bodies of appends are read by a strict reader and encoded to Avro in the same
+// pass; whatever is ambiguous or does not fit is refused with a problem of
+// package problem that names the place. Answers come after the COMMIT.
+package api
+
+import (
+	"errors"
+	"log/slog"
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/refoldhq/refold/pkg/avro"
+	"github.com/refoldhq/refold/pkg/event"
+	"github.com/refoldhq/refold/pkg/eventstore"
+	"github.com/refoldhq/refold/pkg/problem"
+	"github.com/refoldhq/refold/pkg/registry"
+)
+
+// Config bounds requests. The zero value of each field takes its default.
+type Config struct {
+	// MaxBodyBytes bounds a body, decompressed, and a line of an import; 1 MiB.
+	MaxBodyBytes int
+	// ReadTimeout bounds reading a body, or the silence of an import; 15 s.
+	ReadTimeout time.Duration
+}
+
+// Deps are what the API stands on.
+type Deps struct {
+	Store     *eventstore.Store
+	Pool      *pgxpool.Pool
+	Registry  *registry.Registry
+	Contracts *avro.Contracts
+	// SchemaIDs are those of the newest version of every event type.
+	SchemaIDs registry.IDs
+	Logger    *slog.Logger
+}
+
+// API serves requests. It is safe for concurrent use.
+type API struct {
+	cfg    Config
+	deps   Deps
+	reader *eventstore.Reader
+}
+
+// New returns the API.
+func New(cfg Config, deps Deps) *API {
+	if cfg.MaxBodyBytes == 0 {
+		cfg.MaxBodyBytes = 1 << 20
+	}
+	if cfg.ReadTimeout == 0 {
+		cfg.ReadTimeout = 15 * time.Second
+	}
+	return &API{cfg: cfg, deps: deps, reader: eventstore.NewReader(deps.Pool)}
+}
+
+// Register adds the API's routes to mux.
+func (a *API) Register(mux *http.ServeMux) {
+	for pattern, f := range map[string]func(http.ResponseWriter, *http.Request) error{
+		"POST /v1/streams/{category}/{id}/events":           a.appendToStream,
+		"POST /v1/append":                                   a.appendToMany,
+		"GET /v1/streams/{category}/{id}":                   a.getStream,
+		"GET /v1/streams/{category}/{id}/events":            a.getStreamEvents,
+		"GET /v1/events/{id}":                               a.getEvent,
+		"GET /v1/categories":                                a.getCategories,
+		"GET /v1/categories/{category}/slots/{slot}/events": a.getSlotEvents,
+		"GET /openapi.json":                                 openAPI,
+	} {
+		mux.Handle(pattern, a.handle(f))
+	}
+	for path, methods := range map[string]string{"/v1/streams/{category}/{id}/events": "GET, POST", "/v1/append": "POST", "/v1/streams/{category}/{id}": "GET",
+		"/v1/events/{id}": "GET", "/v1/categories": "GET", "/v1/categories/{category}/slots/{slot}/events": "GET", "/openapi.json": "GET"} {
+		mux.HandleFunc(path, func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Allow", methods)
+			problem.New(http.StatusMethodNotAllowed, "method-not-allowed", "The method is not allowed here", "allowed: "+methods).Write(w)
+		})
+	}
+	mux.Handle("/schema-registry/", http.StripPrefix("/schema-registry", registry.Handler(a.deps.Registry)))
+}
+
+// NotFound answers what no route matches.
+func NotFound(w http.ResponseWriter, r *http.Request) {
+	problem.New(http.StatusNotFound, "not-found", "There is nothing here", "").Write(w)
+}
+
+func (a *API) handle(f func(http.ResponseWriter, *http.Request) error) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		err := acceptable(r)
+		if err == nil {
+			err = f(w, r)
+		}
+		if err == nil {
+			return
+		}
+		p := a.toProblem(err)
+		if p.Status >= http.StatusInternalServerError {
+			a.deps.Logger.Error("request failed", "method", r.Method, "path", r.URL.Path, "err", err)
+		}
+		p.Write(w)
+	})
+}
+
+// acceptable refuses clients that do not take JSON.
+func acceptable(r *http.Request) error {
+	accept := r.Header.Get("Accept")
+	if accept == "" {
+		return nil
+	}
+	for part := range strings.SplitSeq(accept, ",") {
+		media, _, _ := strings.Cut(part, ";")
+		switch strings.ToLower(strings.TrimSpace(media)) {
+		case "*/*", "application/*", "application/json", "application/problem+json", "application/x-ndjson":
+			return nil
+		}
+	}
+	return problem.New(http.StatusNotAcceptable, "not-acceptable", "Only JSON is to be had here", "")
+}
+
+// toProblem maps errors of the layers below. What it does not know is a 503: no
+// input makes a 500, and what fails here is the database.
+func (a *API) toProblem(err error) *problem.Problem {
+	var p *problem.Problem
+	var conflict *eventstore.VersionConflict
+	var taken *eventstore.ClaimTaken
+	var id *eventstore.EventIDTaken
+	var large *eventstore.TooLarge
+	switch {
+	case errors.As(err, &p):
+		return p
+	case errors.As(err, &conflict):
+		return problem.New(http.StatusConflict, "version-conflict", "The stream is at another version", conflict.Error()).
+			With("category", conflict.Category).With("stream", conflict.Stream).With("expected", expectedJSON(conflict.Expected)).With("actual", conflict.Actual)
+	case errors.As(err, &taken):
+		return problem.New(http.StatusConflict, "claim-taken", "Another stream holds the value", taken.Error()).
+			With("namespace", taken.Namespace).With("category", taken.Category).With("stream", taken.Stream)
+	case errors.As(err, &id):
+		return problem.New(http.StatusConflict, "event-id-taken", "An event id is taken", id.Error())
+	case errors.As(err, &large):
+		return problem.New(http.StatusRequestEntityTooLarge, "too-large", "An event is too large", large.Error())
+	case errors.Is(err, eventstore.ErrKeyReused):
+		return problem.New(http.StatusUnprocessableEntity, "idempotency-key-reused", "The idempotency key was used for another request", "")
+	case errors.Is(err, eventstore.ErrUnknownCategory):
+		return unknownCategory("")
+	case errors.Is(err, eventstore.ErrOutcomeUnknown):
+		return problem.New(http.StatusServiceUnavailable, "outcome-unknown", "It is not known whether this has happened", "ask again with the same key or event ids")
+	case errors.Is(err, eventstore.ErrUnavailable):
+		return problem.New(http.StatusServiceUnavailable, "unavailable", "The event store is not available", "nothing has happened; try again")
+	default:
+		return problem.New(http.StatusServiceUnavailable, "unavailable", "The database is not available", "try again")
+	}
+}
+
+func expectedJSON(e eventstore.Expected) any {
+	if v, exact := e.Version(); exact && v > 0 {
+		return v
+	}
+	return e.String()
+}
+
+func unknownCategory(name string) *problem.Problem {
+	return problem.New(http.StatusNotFound, "unknown-category", "There is no such category", name)
+}
+
+// category returns the category that a path names.
+func (a *API) category(r *http.Request) (eventstore.Category, error) {
+	c, ok := a.deps.Store.Category(r.PathValue("category"))
+	if !ok {
+		return c, unknownCategory(r.PathValue("category"))
+	}
+	return c, nil
+}
+
+// stream returns the category and the stream id that a path names.
+func (a *API) stream(r *http.Request) (eventstore.Category, string, error) {
+	c, err := a.category(r)
+	if err != nil {
+		return c, "", err
+	}
+	id := r.PathValue("id")
+	if err := event.CheckStreamID(id); err != nil {
+		return c, "", problem.BadRequest(err.Error())
+	}
+	return c, id, nil
+}
+
+// query reads the query parameters and refuses unknown and repeated ones.
+func query(r *http.Request, known ...string) (map[string]string, error) {
+	values, err := urlQuery(r)
+	if err != nil {
+		return nil, problem.BadRequest("the query string is malformed")
+	}
+	out := make(map[string]string)
+	for name, list := range values {
+		if !contains(known, name) {
+			return nil, problem.BadRequest("unknown parameter " + strconv.Quote(name))
+		}
+		if len(list) != 1 {
+			return nil, problem.BadRequest("the parameter " + name + " is given more than once")
+		}
+		out[name] = list[0]
+	}
+	return out, nil
+}
+
+func contains(list []string, s string) bool {
+	for _, x := range list {
+		if x == s {
+			return true
+		}
+	}
+	return false
+}
+
+// number reads a parameter that is no negative number.
+func number(params map[string]string, name string, fallback, most int64) (int64, error) {
+	text, ok := params[name]
+	if !ok {
+		return fallback, nil
+	}
+	n, err := strconv.ParseInt(text, 10, 64)
+	if err != nil || n < 0 || n > most {
+		return 0, problem.BadRequest("the parameter " + name + " is " + strconv.Quote(text) + ": want a number from 0 to " + strconv.FormatInt(most, 10))
+	}
+	return n, nil
+}

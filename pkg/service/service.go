@@ -1,0 +1,152 @@
+// Package service is what all of refold's programs have in common: logs, the
+// admin port with health and metrics, and starting and stopping in order.
+package service
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"os/signal"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+)
+
+// NewLogger returns a logger on standard error: text for people, JSON for others.
+func NewLogger(level slog.Level, json bool) *slog.Logger {
+	options := &slog.HandlerOptions{Level: level}
+	if json {
+		return slog.New(slog.NewJSONHandler(os.Stderr, options))
+	}
+	return slog.New(slog.NewTextHandler(os.Stderr, options))
+}
+
+// NewRegistry returns a metrics registry with those of the process and of Go.
+func NewRegistry(program string) *prometheus.Registry {
+	reg := prometheus.NewRegistry()
+	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	build := prometheus.NewGauge(prometheus.GaugeOpts{Name: "refold_build_info", Help: "Always 1; the label names the program.",
+		ConstLabels: prometheus.Labels{"program": program}})
+	build.Set(1)
+	reg.MustRegister(build)
+	return reg
+}
+
+// Service runs parts and servers until it is asked to stop. Parts are stopped in
+// the reverse order in which they were added: what is depended upon is added
+// first and outlives its users.
+type Service struct {
+	Log    *slog.Logger
+	Health *Health
+	// DrainDelay is how long requests are served on after /readyz began to fail,
+	// so that load balancers notice.
+	DrainDelay time.Duration
+
+	parts []*part
+}
+
+// part is something that runs until its context ends.
+type part struct {
+	name string
+	run  func(context.Context) error
+	stop context.CancelFunc
+	done chan struct{}
+	err  error
+}
+
+// stopTimeout bounds stopping after the drain delay.
+const stopTimeout = 10 * time.Second
+
+// Add adds a part.
+func (s *Service) Add(name string, run func(context.Context) error) {
+	s.parts = append(s.parts, &part{name: name, run: run, done: make(chan struct{})})
+}
+
+// Serve adds an HTTP server on addr with the time-outs against slow clients. It
+// listens at once, so that an address in use is an error now.
+func (s *Service) Serve(name, addr string, handler http.Handler) (net.Addr, error) {
+	listener, err := net.Listen("tcp", addr)
+	if err != nil {
+		return nil, fmt.Errorf("listening for the %s: %w", name, err)
+	}
+	server := &http.Server{Handler: handler, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 15 * time.Second, IdleTimeout: 60 * time.Second,
+		MaxHeaderBytes: 64 << 10, ErrorLog: slog.NewLogLogger(s.Log.Handler(), slog.LevelDebug)}
+	s.Add(name, func(ctx context.Context) error {
+		failed := make(chan error, 1)
+		go func() { failed <- server.Serve(listener) }()
+		select {
+		case err := <-failed:
+			return err
+		case <-ctx.Done():
+		}
+		closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTimeout-2*time.Second)
+		defer cancel()
+		if err := server.Shutdown(closing); err != nil {
+			server.Close()
+		}
+		return nil
+	})
+	return listener.Addr(), nil
+}
+
+// Run runs until SIGTERM, an interrupt, the end of ctx or the failure of a part.
+// It returns nil when it was asked to stop and everything ended in time.
+func (s *Service) Run(ctx context.Context) error {
+	ctx, stop := signal.NotifyContext(ctx, syscall.SIGTERM, os.Interrupt)
+	defer stop()
+	failed := make(chan *part, len(s.parts)) // each part fails once at most
+	var all sync.WaitGroup
+	for _, p := range s.parts {
+		partCtx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+		p.stop = cancel
+		all.Go(func() {
+			defer close(p.done)
+			if p.err = p.run(partCtx); p.err != nil {
+				failed <- p
+			}
+		})
+	}
+	var err error
+	select {
+	case <-ctx.Done():
+		s.Health.Drain()
+		s.Log.Info("draining", "delay", s.DrainDelay)
+		drain(failed, s.DrainDelay)
+	case p := <-failed:
+		err = fmt.Errorf("running the %s: %w", p.name, p.err)
+	}
+	return errors.Join(err, s.stop())
+}
+
+// drain serves on for a while, unless a part fails.
+func drain(failed <-chan *part, delay time.Duration) {
+	timer := time.NewTimer(delay)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-failed:
+	}
+}
+
+// stop stops the parts, the last one first.
+func (s *Service) stop() error {
+	deadline := time.NewTimer(stopTimeout)
+	defer deadline.Stop()
+	for i := len(s.parts) - 1; i >= 0; i-- {
+		p := s.parts[i]
+		p.stop()
+		select {
+		case <-p.done:
+		case <-deadline.C:
+			return fmt.Errorf("the %s did not stop within %v", p.name, stopTimeout)
+		}
+	}
+	return nil
+}
