@@ -184,11 +184,15 @@ func (r *Relay) take(ctx context.Context, n int, lease string) error {
 // Events that a former owner has sent and not noted move the cursor.
 func (r *Relay) takeOver(ctx context.Context, p *partition) error {
 	topic, err := kafka.ReadTopic(ctx, r.admin, p.topic)
+	if id, ours := r.created[p.topic]; ours && err != nil {
+		topic, err = kafka.Topic{ID: id, Partitions: p.partitions}, nil
+	}
 	switch {
 	case errors.Is(err, kafka.ErrNoTopic) && p.knownTopicID:
 		return r.alarm(ctx, p, "the topic is gone; its events are in the event table: create it anew by `writer topics recreate`")
 	case errors.Is(err, kafka.ErrNoTopic):
 		topic, err = kafka.EnsureTopic(ctx, r.admin, p.topic, p.partitions)
+		r.created[p.topic] = topic.ID
 	}
 	if err != nil {
 		return err
@@ -204,9 +208,11 @@ func (r *Relay) takeOver(ctx context.Context, p *partition) error {
 		p.topicID, p.knownTopicID = topic.ID, true
 	}
 	p.end = p.compared
-	end, err := r.endOffset(ctx, p)
-	if err != nil {
-		return err
+	end := int64(0)
+	if _, fresh := r.created[p.topic]; !fresh || p.compared > 0 { // one that we just made is not known to every broker yet, and was empty
+		if end, err = r.endOffset(ctx, p); err != nil {
+			return err
+		}
 	}
 	if p.compared > end {
 		return r.alarm(ctx, p, fmt.Sprintf("the partition ends at offset %d and was compared up to %d: records were lost", end, p.compared))

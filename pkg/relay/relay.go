@@ -85,6 +85,7 @@ type Relay struct {
 	owned       map[key]*partition
 	inFlight    int
 	alarms      []pendingAlarm
+	created     map[string][16]byte // topics made by this session, with their ids
 	faults      faults
 }
 
@@ -155,7 +156,7 @@ func (r *Relay) session(ctx context.Context) (err error) {
 	if r.incarnation, err = postgres.ReadIncarnation(ctx, r.conn); err != nil {
 		return err
 	}
-	r.owned, r.inFlight = make(map[key]*partition), 0
+	r.owned, r.inFlight, r.created = make(map[key]*partition), 0, make(map[string][16]byte)
 	r.mu.Lock()
 	r.acks = nil
 	r.mu.Unlock()

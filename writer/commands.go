@@ -1,0 +1,116 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"text/tabwriter"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/refoldhq/refold/pkg/eventstore"
+	"github.com/refoldhq/refold/pkg/kafka"
+	"github.com/refoldhq/refold/pkg/postgres"
+	"github.com/refoldhq/refold/pkg/relay"
+)
+
+type migrateCommand struct{ database }
+
+// Run migrates and says to which version.
+func (c *migrateCommand) Run(ctx context.Context) error {
+	pool, err := postgres.Open(ctx, postgres.Config{URL: c.DatabaseURL, AppName: "refold-migrate", MaxConns: 2})
+	if err != nil {
+		return err
+	}
+	defer pool.Close()
+	if err := postgres.Migrate(ctx, pool); err != nil {
+		return err
+	}
+	version, err := postgres.SchemaVersion(ctx, pool)
+	if err == nil {
+		fmt.Printf("the schema refold is at version %d\n", version)
+	}
+	return err
+}
+
+type verifyCommand struct {
+	database
+	Output string        `short:"o" help:"Form of the output: table or json." enum:"table,json" default:"table"`
+	Settle time.Duration `help:"How long records may still be under way." default:"30s"`
+}
+
+// verification is what was checked.
+type verification struct {
+	Log    eventstore.LogReport `json:"log"`
+	Topics []relay.TopicReport  `json:"topics"`
+}
+
+// Run verifies the log and then every topic.
+func (c *verifyCommand) Run(ctx context.Context) error {
+	brokers, err := kafka.ConfigFromEnv()
+	if err != nil {
+		return err
+	}
+	pool, err := postgres.Open(ctx, postgres.Config{URL: c.DatabaseURL, AppName: "refold-verify", MaxConns: 2})
+	if err != nil {
+		return err
+	}
+	defer pool.Close()
+	report, err := verify(ctx, pool, brokers, c.Settle)
+	if printed := report.print(c.Output); err == nil {
+		err = printed
+	}
+	return err
+}
+
+func verify(ctx context.Context, pool *pgxpool.Pool, brokers kafka.Config, settle time.Duration) (report verification, err error) {
+	if report.Log, err = eventstore.VerifyLog(ctx, pool); err != nil {
+		return report, err
+	}
+	categories, err := eventstore.ReadCategories(ctx, pool)
+	if err != nil {
+		return report, err
+	}
+	for _, category := range categories {
+		topic, err := relay.VerifyTopic(ctx, pool, brokers, category, settle)
+		report.Topics = append(report.Topics, topic)
+		if err != nil {
+			return report, err
+		}
+	}
+	return report, nil
+}
+
+func (v verification) print(form string) error {
+	if form == "json" {
+		return json.NewEncoder(os.Stdout).Encode(v)
+	}
+	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, "CATEGORIES\tSLOTS\tSTREAMS\tEVENTS")
+	fmt.Fprintf(w, "%d\t%d\t%d\t%d\n\n", v.Log.Categories, v.Log.Slots, v.Log.Streams, v.Log.Events)
+	fmt.Fprintln(w, "TOPIC\tRECORDS\tDUPLICATES\tFOREIGN")
+	for _, t := range v.Topics {
+		fmt.Fprintf(w, "%s\t%d\t%d\t%d\n", t.Topic, t.Records, t.Duplicates, t.Foreign)
+	}
+	return w.Flush()
+}
+
+type lintCommand struct {
+	Schemas string `help:"Folder of contracts; those compiled in where it is empty." env:"REFOLD_SCHEMAS" type:"existingdir"`
+}
+
+// Run checks contracts without any server.
+func (c *lintCommand) Run() error {
+	contracts, err := loadContracts(c.Schemas)
+	if err != nil {
+		return err
+	}
+	types := 0
+	for _, category := range contracts.Categories() {
+		types += len(category.Types)
+	}
+	fmt.Printf("%d categories, %d event types: fine\n", len(contracts.Categories()), types)
+	return nil
+}
