@@ -175,7 +175,7 @@ func (k *Kafka) properties(n *node) string {
 
 // java returns a command that runs a class of Kafka.
 func (k *Kafka) java(ctx context.Context, class string, args ...string) *exec.Cmd {
-	options := []string{"-Xms128m", "-Xmx360m", "-XX:+UseSerialGC", "-Xshare:auto", "-Djava.awt.headless=true",
+	options := []string{"-Xms128m", "-Xmx360m", "-XX:+UseSerialGC", "-Xshare:auto", "-Djava.awt.headless=true", "-Dlog4j2.level=WARN",
 		"-cp", filepath.Join(k.jars, "*"), class}
 	cmd := exec.CommandContext(ctx, "java", append(options, args...)...)
 	cmd.Dir = k.folder.path
@@ -208,28 +208,39 @@ func (k *Kafka) launch(n *node) (err error) {
 func (k *Kafka) awaitMembers(ctx context.Context, nodes ...*node) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, time.Minute, errors.New("the brokers did not come up within a minute"))
 	defer cancel()
-	client, err := kgo.NewClient(kgo.SeedBrokers(k.Brokers()...), kgo.RetryTimeout(time.Second))
-	if err != nil {
-		return fmt.Errorf("making a client for the brokers: %w", err)
-	}
-	defer client.Close()
-	admin := kadm.NewClient(client)
 	for {
-		metadata, err := admin.BrokerMetadata(ctx)
-		if err == nil && metadata.Controller >= 0 && areIn(nodes, metadata.Brokers.NodeIDs()) {
+		missing, err := k.missing(ctx, nodes)
+		if err == nil && len(missing) == 0 {
 			return nil
 		}
 		if gone := ended(nodes); gone != nil {
 			return fmt.Errorf("node %d ended while it was starting:\n%s", gone.id, gone.process.output())
 		}
 		if pause(ctx, 50*time.Millisecond) != nil {
-			return fmt.Errorf("%w: %w\n%s", context.Cause(ctx), err, nodes[0].process.output())
+			return errors.Join(fmt.Errorf("%w: nodes %v are missing\n%s", context.Cause(ctx), missing, nodes[0].process.output()), err)
 		}
 	}
 }
 
-func areIn(nodes []*node, members []int32) bool {
-	return !slices.ContainsFunc(nodes, func(n *node) bool { return !slices.Contains(members, int32(n.id)) })
+// missing returns which of the nodes are no members. It asks with a client of its
+// own each time, because a client that has met a half-formed cluster keeps what it
+// heard.
+func (k *Kafka) missing(ctx context.Context, nodes []*node) (ids []int, err error) {
+	client, err := kgo.NewClient(kgo.SeedBrokers(k.Brokers()...), kgo.RetryTimeout(time.Second))
+	if err != nil {
+		return nil, fmt.Errorf("making a client for the brokers: %w", err)
+	}
+	defer client.Close()
+	metadata, err := kadm.NewClient(client).BrokerMetadata(ctx)
+	if err == nil && metadata.Controller < 0 {
+		err = errors.New("the cluster has no controller")
+	}
+	for _, n := range nodes {
+		if !slices.Contains(metadata.Brokers.NodeIDs(), int32(n.id)) {
+			ids = append(ids, n.id)
+		}
+	}
+	return ids, err
 }
 
 // ended returns a node that does not run, nil when all do.
