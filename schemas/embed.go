@@ -6,5 +6,5 @@ import "embed"
 
 // FS has the layout that avro.LoadContracts and projection.LoadDefinitions read.
 //
-//go:embed events
+//go:embed events projections
 var FS embed.FS
