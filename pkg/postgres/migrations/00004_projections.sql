@@ -134,3 +134,45 @@ create function refold.time(t text) returns timestamptz
     language sql immutable strict parallel safe
     return t::timestamptz;
 -- +goose StatementEnd
+
+-- Takes a partition of a projection version over: waits for the transaction of a
+-- former owner, which holds the row, and reads what that one committed.
+-- +goose StatementBegin
+create function refold.progress_claim(p_projection text, p_version integer, p_category text, p_generation integer, p_partition integer,
+    p_owner text, p_topic uuid, out epoch bigint, out next bigint, out slot_list smallint[], out seq_list bigint[], out id_list uuid[], out topic uuid)
+    language plpgsql volatile
+    set search_path = ''
+as $$
+begin
+    update refold.progress set owner_epoch = owner_epoch + 1, owner = p_owner, owner_pid = pg_backend_pid(), topic_id = coalesce(topic_id, p_topic),
+        owner_start = (select a.backend_start from pg_stat_activity a where a.pid = pg_backend_pid())
+        where projection = p_projection and version = p_version and category = p_category and generation = p_generation and partition = p_partition and phase = 'live'
+        returning owner_epoch, next_offset, slots, seqs, last_ids, topic_id into epoch, next, slot_list, seq_list, id_list, topic;
+    if not found then
+        raise exception 'no live progress of % version % for partition % of %', p_projection, p_version, p_partition, p_category using errcode = 'RF011';
+    end if;
+end
+$$;
+-- +goose StatementEnd
+
+-- The compare-and-set at the head of every batch. It raises, so that nothing
+-- behind it in the pipeline runs, when another owner has taken the partition.
+-- +goose StatementBegin
+create function refold.progress_move(p_projection text, p_version integer, p_category text, p_generation integer, p_partition integer,
+    p_epoch bigint, p_from bigint, p_to bigint, p_seqs bigint[], p_ids uuid[], p_applied bigint, p_duplicates bigint, p_filtered bigint, p_parked bigint,
+    p_foreign bigint, p_last timestamptz) returns void
+    language plpgsql volatile
+    set search_path = ''
+as $$
+begin
+    update refold.progress set next_offset = p_to, seqs = p_seqs, last_ids = p_ids, applied = applied + p_applied, duplicates = duplicates + p_duplicates,
+        filtered = filtered + p_filtered, parked = parked + p_parked, foreign_records = foreign_records + p_foreign,
+        last_applied = coalesce(p_last, last_applied), alarm = null, updated = clock_timestamp()
+        where projection = p_projection and version = p_version and category = p_category and generation = p_generation and partition = p_partition
+          and phase = 'live' and owner_epoch = p_epoch and next_offset = p_from;
+    if not found then
+        raise exception 'partition % of % version % has another owner', p_partition, p_projection, p_version using errcode = 'RF010';
+    end if;
+end
+$$;
+-- +goose StatementEnd

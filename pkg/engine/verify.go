@@ -1,0 +1,172 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/refoldhq/refold/pkg/avro"
+	"github.com/refoldhq/refold/pkg/event"
+	"github.com/refoldhq/refold/pkg/eventstore"
+	"github.com/refoldhq/refold/pkg/projection"
+	"github.com/refoldhq/refold/pkg/registry"
+)
+
+// VerifyReport is what [Verify] counted.
+type VerifyReport struct {
+	Projection string `json:"projection"`
+	Version    int    `json:"version"`
+	Events     int64  `json:"events"`
+	Parked     int64  `json:"parked"`
+	Rows       int64  `json:"rows"`
+}
+
+// ErrDiffers is wrapped by what [Verify] finds.
+var ErrDiffers = errors.New("rows differ from the log")
+
+// Verify folds the log from the event table, up to the progress of the version
+// in one snapshot, and compares every row. The error names the first difference
+// and wraps [ErrDiffers].
+func Verify(ctx context.Context, pool *pgxpool.Pool, schemas Schemas, feed Feed) (VerifyReport, error) {
+	v := verification{feed: feed, schemas: schemas, reader: eventstore.NewReader(pool), rows: make(map[string]*projection.Row), parked: make(map[string]bool),
+		report: VerifyReport{Projection: feed.Version.Projection, Version: feed.Version.Number}}
+	err := pgx.BeginTxFunc(ctx, pool, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
+		heads, err := v.heads(ctx, tx)
+		if err != nil {
+			return err
+		}
+		for _, c := range feed.Categories {
+			for slot, head := range heads[c.Name] {
+				if err := v.foldSlot(ctx, c, int(slot), head); err != nil {
+					return err
+				}
+			}
+		}
+		return v.compare(ctx, tx)
+	})
+	return v.report, err
+}
+
+type verification struct {
+	feed    Feed
+	schemas Schemas
+	reader  *eventstore.Reader
+	rows    map[string]*projection.Row
+	parked  map[string]bool // category/stream
+	report  VerifyReport
+}
+
+func (v *verification) heads(ctx context.Context, tx pgx.Tx) (map[string]map[int16]int64, error) {
+	rows, err := tx.Query(ctx, `select category, slots, seqs from refold.progress where projection = $1 and version = $2`, v.feed.Version.Projection, v.feed.Version.Number)
+	if err != nil {
+		return nil, err
+	}
+	heads := make(map[string]map[int16]int64)
+	var category string
+	var slots []int16
+	var seqs []int64
+	_, err = pgx.ForEachRow(rows, []any{&category, &slots, &seqs}, func() error {
+		if heads[category] == nil {
+			heads[category] = make(map[int16]int64)
+		}
+		for i, slot := range slots {
+			heads[category][slot] = seqs[i]
+		}
+		return nil
+	})
+	return heads, err
+}
+
+func (v *verification) foldSlot(ctx context.Context, c eventstore.Category, slot int, head int64) error {
+	folder := v.feed.Plan.NewFolder()
+	for after := int64(0); after < head; {
+		events, err := v.reader.SlotEvents(ctx, c, slot, after, 2000)
+		if err != nil {
+			return err
+		}
+		if len(events) == 0 {
+			return fmt.Errorf("%w: the version has applied %s/%d/%d, the log ends at seq %d", ErrDiffers, c.Name, slot, head, after)
+		}
+		for i := range events {
+			if events[i].Seq > head {
+				return nil
+			}
+			if err := v.fold(ctx, folder, &events[i]); err != nil {
+				return err
+			}
+			after = events[i].Seq
+		}
+	}
+	return nil
+}
+
+func (v *verification) fold(ctx context.Context, folder *projection.Folder, e *event.Event) error {
+	v.report.Events++
+	stream := e.Category + "/" + e.Stream
+	if v.parked[stream] {
+		v.report.Parked++
+		return nil
+	}
+	if !v.feed.Plan.Uses(e.Category, e.Type) {
+		return nil
+	}
+	var schema *avro.Schema
+	id, _, err := avro.SplitFrame(e.Value)
+	if err == nil {
+		schema, err = v.schemas.SchemaByID(ctx, id)
+	}
+	if err != nil && !errors.Is(err, registry.ErrUnknownSchema) && !errors.Is(err, avro.ErrNoFrame) {
+		return err
+	}
+	if err == nil {
+		if _, err = folder.Begin(e, schema); err == nil {
+			key := string(folder.Key())
+			if v.rows[key] == nil {
+				v.rows[key] = v.feed.Plan.NewRow()
+			}
+			err = folder.Apply(v.rows[key])
+		}
+	}
+	if err != nil {
+		v.parked[stream] = true
+		v.report.Parked++
+	}
+	return nil
+}
+
+func (v *verification) compare(ctx context.Context, tx pgx.Tx) error {
+	rows, err := tx.Query(ctx, `select key, data from `+v.feed.Version.Table()+` order by key`)
+	if err != nil {
+		return err
+	}
+	var key string
+	var data []byte
+	_, err = pgx.ForEachRow(rows, []any{&key, &data}, func() error {
+		v.report.Rows++
+		want := v.rows[key]
+		if want == nil || !want.Exists() {
+			return fmt.Errorf("%w: the row %q should not exist", ErrDiffers, key)
+		}
+		got, err := v.feed.Plan.LoadRow(data)
+		if err != nil {
+			return fmt.Errorf("%w: the row %q: %w", ErrDiffers, key, err)
+		}
+		if w, g := want.AppendData(nil), got.AppendData(nil); string(w) != string(g) {
+			return fmt.Errorf("%w: the row %q is %s, the log makes it %s", ErrDiffers, key, g, w)
+		}
+		delete(v.rows, key)
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	for key, row := range v.rows {
+		if row.Exists() {
+			return fmt.Errorf("%w: the row %q is missing", ErrDiffers, key)
+		}
+	}
+	return nil
+}

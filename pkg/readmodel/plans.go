@@ -1,0 +1,48 @@
+package readmodel
+
+import (
+	"fmt"
+	"sync"
+
+	"github.com/refoldhq/refold/pkg/avro"
+	"github.com/refoldhq/refold/pkg/projection"
+)
+
+// Plans compiles the definitions that the catalogue keeps, each once. It is safe
+// for concurrent use.
+type Plans struct {
+	contracts *avro.Contracts
+
+	mu    sync.Mutex
+	plans map[string]*projection.Plan // by leaf, whose names are never used twice
+}
+
+// NewPlans returns an empty cache.
+func NewPlans(contracts *avro.Contracts) *Plans {
+	return &Plans{contracts: contracts, plans: make(map[string]*projection.Plan)}
+}
+
+// Plan returns the plan of a version.
+func (p *Plans) Plan(v Version) (*projection.Plan, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if plan := p.plans[v.Leaf]; plan != nil {
+		return plan, nil
+	}
+	definitions, err := projection.ParseDefinitions(fmt.Sprintf("%s v%d", v.Projection, v.Number), []byte(v.Definition))
+	if err != nil {
+		return nil, fmt.Errorf("reading the definition of %s version %d: %w", v.Projection, v.Number, err)
+	}
+	for _, d := range definitions {
+		if d.Name != v.Projection {
+			continue
+		}
+		plan, err := projection.Compile(d, p.contracts)
+		if err != nil {
+			return nil, fmt.Errorf("compiling %s version %d: %w", v.Projection, v.Number, err)
+		}
+		p.plans[v.Leaf] = plan
+		return plan, nil
+	}
+	return nil, fmt.Errorf("the definition of %s version %d is not in the catalogue", v.Projection, v.Number)
+}
