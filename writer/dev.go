@@ -16,7 +16,7 @@ type devCommand struct {
 	naming
 	Addr      string `help:"Where the API is served." default:"127.0.0.1:8080" env:"REFOLD_ADDR"`
 	AdminAddr string `help:"Where health, metrics and profiles are served." default:"127.0.0.1:9080" env:"REFOLD_ADMIN_ADDR"`
-	DataDir   string `help:"Keeps log and topics over a restart; empty keeps nothing." env:"REFOLD_DATA_DIR"`
+	DataDir   string `help:"Keeps log, topics and rows over a restart; empty keeps nothing." env:"REFOLD_DATA_DIR"`
 }
 
 // Run starts what no environment variable names and serves everything.
@@ -31,7 +31,7 @@ func (c *devCommand) Run(ctx context.Context, cli *cli) error {
 		return err
 	}
 	defer stop()
-	cfg := writerConfig{database: url, brokers: brokers, naming: c.naming, admin: admin{AdminAddr: c.AdminAddr}, addr: c.Addr, migrate: true, relay: true}
+	cfg := writerConfig{database: url, brokers: brokers, naming: c.naming, admin: admin{AdminAddr: c.AdminAddr}, addr: c.Addr, migrate: true, relay: true, reads: true}
 	return serve(ctx, cli.logger(), cfg, func() { c.greet(url, brokers) })
 }
 
@@ -78,19 +78,20 @@ func (c *devCommand) greet(url string, brokers kafka.Config) {
 	fmt.Printf(`refold is ready.
 
   API       %s  (description: %s/openapi.json)
+  reads     %s/v1/read-models
   schemas   %s/schema-registry
   admin     http://%s/readyz?verbose
   Postgres  %s
   Kafka     %s
-`, api, api, api, c.AdminAddr, url, strings.Join(brokers.Brokers, ","))
+`, api, api, api, api, c.AdminAddr, url, strings.Join(brokers.Brokers, ","))
 	if c.Schemas == "" {
 		fmt.Printf(`  topics    %s.user
 
-Append an event, and read it back:
+Append an event, and read the row that it makes:
 
-  curl -s %s/v1/streams/User/42/events -H 'Content-Type: application/json' \
-    -d '{"events":[{"type":"UserCreated","data":{"id":"42","email":"ada@example.com","isActive":false,"name":"Ada"}}]}'
-  curl -s %s/v1/streams/User/42/events
+  TOKEN=$(curl -s %s/v1/streams/User/42/events -H 'Content-Type: application/json' \
+    -d '{"events":[{"type":"UserCreated","data":{"id":"42","email":"ada@example.com","isActive":false,"name":"Ada"}}]}' \
+    | sed 's/.*"token":"\([^"]*\)".*/\1/'); curl -s %s/v1/read-models/rm_users/42 -H "Refold-Token: $TOKEN"
 `, c.Prefix, api, api)
 	}
 }

@@ -52,6 +52,8 @@ type writerConfig struct {
 	addr     string
 	migrate  bool
 	relay    bool
+	// reads adds the read side: projections are fed and read models served.
+	reads bool
 }
 
 // serve runs a writer, calling ready once it serves.
@@ -62,6 +64,11 @@ func serve(ctx context.Context, log *slog.Logger, cfg writerConfig, ready func()
 	}
 	reg := service.NewRegistry("writer")
 	w := &writer{cfg: cfg, log: log, contracts: contracts, ready: ready}
+	if cfg.reads {
+		if w.reads, err = newReads(cfg, log, reg); err != nil {
+			return err
+		}
+	}
 	w.store = eventstore.New(eventstore.Config{DatabaseURL: cfg.database}, log, reg)
 	if cfg.relay {
 		cfg.brokers.ClientID = cfg.naming.Prefix + "-relay-" + hostname()
@@ -108,6 +115,7 @@ type writer struct {
 	contracts     *avro.Contracts
 	store         *eventstore.Store
 	relay         *relay.Relay
+	reads         *reads
 	announcements announcer
 	handler       atomic.Pointer[http.ServeMux]
 	pool          atomic.Pointer[pgxpool.Pool]
@@ -172,15 +180,18 @@ func (w *writer) run(ctx context.Context) error {
 	var all sync.WaitGroup
 	relaying, stopRelay := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopRelay()
-	var relayErr error
+	var relayErr, readsErr error
 	if w.relay != nil {
 		all.Go(func() { relayErr = w.relay.Run(relaying) })
 	}
 	all.Go(func() { w.announcements.run(relaying, w.pool.Load(), w.log) })
+	if w.reads != nil {
+		all.Go(func() { readsErr = w.reads.run(relaying, w.contracts, w.pool.Load()) })
+	}
 	err := w.store.Run(ctx) // the relay outlives it, to carry its last events
 	stopRelay()
 	all.Wait()
-	return errors.Join(err, relayErr)
+	return errors.Join(err, relayErr, readsErr)
 }
 
 // start brings the database to what the writer needs.
@@ -189,7 +200,7 @@ func (w *writer) start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := w.startOn(ctx, pool); err != nil {
+	if err := w.startOn(ctx, pool); err != nil { // a pool that is kept is closed by run
 		pool.Close()
 		return err
 	}
@@ -219,6 +230,9 @@ func (w *writer) startOn(ctx context.Context, pool *pgxpool.Pool) error {
 	}
 	mux := http.NewServeMux()
 	api.New(api.Config{}, api.Deps{Store: w.store, Pool: pool, Registry: schemas, Contracts: w.contracts, SchemaIDs: ids, Logger: w.log}).Register(mux)
+	if w.reads != nil {
+		w.reads.register(mux, w.contracts, pool)
+	}
 	mux.HandleFunc("/", api.NotFound)
 	w.pool.Store(pool)
 	w.handler.Store(mux)
