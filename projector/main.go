@@ -128,7 +128,7 @@ func (r *runCommand) Run(ctx context.Context, c *cli) error {
 func feed(ctx context.Context, e *engine.Engine, pool *pgxpool.Pool, log *slog.Logger, contracts *avro.Contracts, definitions []*projection.Definition, names []string) error {
 	if err := postgres.WaitForSchema(ctx, pool); err != nil {
 		if ctx.Err() != nil {
-			return nil
+			return nil //nolint:nilerr // asked to stop while waiting
 		}
 		return err
 	}

@@ -300,7 +300,7 @@ func (c *relayCommand) Run(ctx context.Context, cli *cli) error {
 
 func ignoreStop(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
-		return nil
+		return nil //nolint:nilerr // that is what it is for
 	}
 	return err
 }

@@ -99,8 +99,8 @@ func (a *API) handle(f func(http.ResponseWriter, *http.Request) error) http.Hand
 			return
 		}
 		p := a.toProblem(err)
-		if p.Status >= http.StatusInternalServerError {
-			a.deps.Logger.Error("request failed", "method", r.Method, "path", r.URL.Path, "err", err)
+		if p.Status >= http.StatusInternalServerError { // the store has said why, once for the batch
+			a.deps.Logger.Debug("request failed", "method", r.Method, "path", r.URL.Path, "err", err)
 		}
 		p.Write(w)
 	})

@@ -45,7 +45,7 @@ func (f *feeder) run(ctx context.Context) error {
 	if err := f.connect(ctx); err != nil {
 		return err
 	}
-	defer f.client.Close() // leaves the group
+	defer f.client.CloseAllowingRebalance() // leaves the group; a plain Close would wait for our next poll
 	defer f.stopAll()
 	go func() {
 		select {

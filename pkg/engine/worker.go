@@ -184,7 +184,7 @@ func (w *worker) take(ctx context.Context, b *batch, record *kgo.Record) error {
 	e := new(event.Event)
 	if err := kafka.Parse(record, w.category.Name, w.category.Slots, w.category.Partitions, e); err != nil {
 		b.foreign++
-		return nil
+		return nil //nolint:nilerr // counted; anybody may write to a topic
 	}
 	switch w.seqs.place(e) {
 	case duplicate:
@@ -259,8 +259,8 @@ func (w *worker) fold(ctx context.Context, b *batch) error {
 // names none that exists, which is for the fold to judge.
 func (w *worker) schema(ctx context.Context, e *event.Event) (*avro.Schema, error) {
 	id, _, err := avro.SplitFrame(e.Value)
-	if err != nil {
-		return nil, nil
+	if errors.Is(err, avro.ErrNoFrame) {
+		return nil, nil //nolint:nilerr // poison, which the caller parks
 	}
 	schema, err := w.feeder.engine.schemas.SchemaByID(ctx, id)
 	if errors.Is(err, registry.ErrUnknownSchema) {

@@ -27,7 +27,6 @@ package eventstore
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"sync"
@@ -227,6 +226,3 @@ const headerBytes = 512
 func recordSize(a *Append, e *NewEvent, m *event.Metadata) int {
 	return len(e.Value) + 2*len(a.Stream) + len(e.Type) + len(m.Actor) + len(m.CorrelationID) + len(m.CausationID) + len(m.Traceparent) + headerBytes
 }
-
-// errStopped is what queued requests get when the store stops before their turn.
-var errStopped = errors.New("the writer is stopping")

@@ -92,7 +92,6 @@ var ErrForeign = errors.New("foreign record")
 
 var (
 	errHeaders   = foreign("its headers are not those of an event")
-	errKey       = foreign("its key is not the stream that its headers name")
 	errPlace     = foreign("its slot is not that of its key, or does not belong into its partition")
 	errNoValue   = foreign("it has no value")
 	errStreamKey = foreign("its key cannot name a stream")

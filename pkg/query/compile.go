@@ -174,7 +174,7 @@ func (c *compiled) condition(name, text string) (string, error) {
 	if !found {
 		return "", problem.BadRequest("the filter of "+name+" is op.value").With("parameter", name)
 	}
-	sql := ""
+	var sql string
 	switch {
 	case comparisons[op] != "":
 		if err := check(kind, value); err != nil {

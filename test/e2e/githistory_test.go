@@ -58,7 +58,7 @@ func TestHistoriesThroughWriterDev(t *testing.T) {
 		t.Run(h.name, func(t *testing.T) {
 			stack := platform.New(t, "", nil)
 			stack.Schemas = contracts()
-			dev := platform.NewClient(t, stack.Dev("--data-dir", t.TempDir()).URL())
+			dev := platform.NewClient(t, stack.Dev().URL())
 
 			changes := readHistory(t, h.name)
 			token := importHistory(t, dev, changes)

@@ -206,7 +206,6 @@ func (r *run) check() topicCounts {
 	ctx := context.Background()
 	conn, err := pgx.Connect(ctx, r.world.database)
 	require.NoError(r.t, err)
-	defer conn.Close(ctx)
 	events, err := readLog(ctx, conn)
 	require.NoError(r.t, err)
 	require.NotEmpty(r.t, events)
@@ -225,6 +224,7 @@ func (r *run) check() topicCounts {
 	if len(broken) > 0 {
 		r.t.Errorf("%d violations:\n%s\nfaults:\n%s", len(broken), strings.Join(broken[:min(40, len(broken))], "\n"), strings.Join(r.world.history.faults, "\n"))
 	}
+	require.NoError(r.t, conn.Close(ctx)) // no session may be left but the one that counts them
 	r.checkPrograms()
 	return counts
 }

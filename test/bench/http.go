@@ -1,0 +1,160 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// benchHTTP measures appends over HTTP with 64 keep-alive connections, and the
+// NDJSON import, beside appends in process in the same run.
+func benchHTTP(ctx context.Context, b *bench) error {
+	store, _, stop, err := b.store(ctx, "bench_http_peer")
+	if err != nil {
+		return err
+	}
+	peer, _, _, err := appendRate(ctx, store, 64, 5*time.Second)
+	stop()
+	if err != nil {
+		return err
+	}
+	platform, err := b.platform(ctx, "bench_http", "writer")
+	if err != nil {
+		return err
+	}
+	defer platform.close()
+
+	perSecond, took, err := postRate(ctx, platform.writerURL, 64, 6*time.Second)
+	if err != nil {
+		return err
+	}
+	b.report.line("append over HTTP, 64 connections", fmt.Sprintf("%s, %s", thousands(perSecond), took), ">= 60 % of in process",
+		"in process, 64 callers: "+thousands(peer), perSecond/peer)
+	n := b.events(200_000)
+	imported, err := importEvents(ctx, platform.writerURL, "imp", n, 1)
+	if err != nil {
+		return err
+	}
+	b.report.line("NDJSON import, one connection", thousands(rate(n, imported)), ">= 60k events/s", "in process, 64 callers: "+thousands(peer), rate(n, imported)/peer)
+	usage, err := platform.usage("writer")
+	if err != nil {
+		return err
+	}
+	b.report.line("writer's memory under that load", usage.String(), "<= 256 MiB", "", 0)
+	return nil
+}
+
+func client(connections int) *http.Client {
+	transport := http.DefaultTransport.(*http.Transport).Clone()
+	transport.MaxIdleConnsPerHost, transport.DisableCompression = connections, true
+	return &http.Client{Transport: transport}
+}
+
+func userCreated(stream string) string {
+	return fmt.Sprintf(`{"expectedVersion":"none","events":[{"type":"UserCreated","data":{"id":%q,"email":"%s@example.com","isActive":true,"name":"somebody"}}]}`, stream, stream)
+}
+
+// postRate appends single events over HTTP from n connections for a while.
+func postRate(ctx context.Context, url string, n int, during time.Duration) (float64, latencies, error) {
+	c := client(n)
+	defer c.CloseIdleConnections()
+	var made atomic.Int64
+	var failure atomic.Pointer[error]
+	lists := make([]latencies, n)
+	start := time.Now()
+	end, run := start.Add(during), start.UnixNano()
+	var wg sync.WaitGroup
+	for w := range n {
+		wg.Go(func() {
+			for i := 0; time.Now().Before(end); i++ {
+				stream, began := fmt.Sprintf("h%d-%d-%d", run, w, i), time.Now()
+				if _, err := post(ctx, c, url+"/v1/streams/User/"+stream+"/events", userCreated(stream)); err != nil {
+					failure.Store(&err)
+					return
+				}
+				lists[w] = append(lists[w], time.Since(began))
+				made.Add(1)
+			}
+		})
+	}
+	wg.Wait()
+	if err := failure.Load(); err != nil {
+		return 0, nil, *err
+	}
+	var all latencies
+	for _, l := range lists {
+		all = append(all, l...)
+	}
+	return rate(int(made.Load()), time.Since(start)), all, nil
+}
+
+// post sends JSON and returns the token of the answer.
+func post(ctx context.Context, c *http.Client, url, body string) (token string, err error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, url, bytes.NewReader([]byte(body)))
+	if err != nil {
+		return "", err
+	}
+	req.Header.Set("Content-Type", "application/json")
+	res, err := c.Do(req)
+	if err != nil {
+		return "", err
+	}
+	defer res.Body.Close()
+	raw, err := io.ReadAll(res.Body)
+	if err != nil {
+		return "", err
+	}
+	if res.StatusCode != http.StatusCreated {
+		return "", fmt.Errorf("status %d: %s", res.StatusCode, raw)
+	}
+	var answer struct{ Token string }
+	err = json.Unmarshal(raw, &answer)
+	return answer.Token, err
+}
+
+// importEvents imports n events over one connection, perStream of them to each
+// stream, and returns how long it took until the last answer.
+func importEvents(ctx context.Context, url, prefix string, n, perStream int) (time.Duration, error) {
+	lines, out := io.Pipe()
+	go func() {
+		var line bytes.Buffer
+		for i := range n {
+			line.Reset()
+			stream := fmt.Sprintf("%s-%d", prefix, i/perStream)
+			eventJSON := `{"type":"UserLoggedIn","data":{}}`
+			if i%perStream == 0 {
+				eventJSON = fmt.Sprintf(`{"type":"UserCreated","data":{"id":%q,"email":"%s@example.com","isActive":true}}`, stream, stream)
+			}
+			fmt.Fprintf(&line, `{"appends":[{"category":"User","stream":%q,"events":[%s]}]}`+"\n", stream, eventJSON)
+			if _, err := out.Write(line.Bytes()); err != nil {
+				return
+			}
+		}
+		out.Close()
+	}()
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, url+"/v1/append", lines)
+	if err != nil {
+		return 0, err
+	}
+	req.Header.Set("Content-Type", "application/x-ndjson")
+	start := time.Now()
+	res, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return 0, err
+	}
+	defer res.Body.Close()
+	raw, err := io.ReadAll(res.Body)
+	if err != nil {
+		return 0, err
+	}
+	if created := bytes.Count(raw, []byte(`"status":201`)); created != n {
+		return 0, fmt.Errorf("importing: %d of %d lines were appended; the answer ends with %.500s", created, n, raw[max(0, len(raw)-500):])
+	}
+	return time.Since(start), nil
+}
