@@ -1,0 +1,252 @@
+package engine_test
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/stretchr/testify/require"
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/refoldhq/refold/pkg/avro"
+	"github.com/refoldhq/refold/pkg/devstack"
+	"github.com/refoldhq/refold/pkg/engine"
+	"github.com/refoldhq/refold/pkg/event"
+	"github.com/refoldhq/refold/pkg/eventstore"
+	"github.com/refoldhq/refold/pkg/kafka"
+	"github.com/refoldhq/refold/pkg/projection"
+	"github.com/refoldhq/refold/pkg/registry"
+	"github.com/refoldhq/refold/pkg/strictjson"
+	"github.com/refoldhq/refold/schemas"
+)
+
+var ctx = context.Background()
+
+// world has the category User with 4 slots in 2 partitions, a projection of it
+// and a broker; events are written to table and topic by the test itself.
+type world struct {
+	t        *testing.T
+	pool     *pgxpool.Pool
+	client   *kgo.Client
+	registry *registry.Registry
+	typ      *avro.EventType
+	schemaID int
+	feed     engine.Feed
+	brokers  []string
+	seqs     map[int]int64
+	last     map[int]event.ID
+}
+
+const definition = `projection: logins
+category: User
+fields:
+  email:  {from: [UserCreated]}
+  events: {count: "*"}
+indexes:
+  - {fields: [email]}
+`
+
+func setup(t *testing.T) *world {
+	t.Helper()
+	w := &world{t: t, pool: devstack.MigratedDatabase(t), brokers: devstack.FakeKafka(t), seqs: map[int]int64{}, last: map[int]event.ID{}}
+	_, err := w.pool.Exec(ctx, `with c as (insert into refold.category (name, slots, partitions, topic) values ('User', 4, 2, 'refold.user') returning id)
+		insert into refold.slot (category, slot) select id, generate_series(0, 3) from c`)
+	require.NoError(t, err)
+	contracts, err := avro.LoadContracts(schemas.FS)
+	require.NoError(t, err)
+	category, _ := contracts.Category("User")
+	w.typ, _ = category.Type("UserCreated")
+	w.registry = registry.New(w.pool)
+	w.schemaID, err = w.registry.Register(ctx, "refold.user-refold.user.UserCreated", w.typ.Newest())
+	require.NoError(t, err)
+	definitions, err := projection.ParseDefinitions("logins.yaml", []byte(definition))
+	require.NoError(t, err)
+	feeds, err := engine.Setup(ctx, w.pool, contracts, definitions, nil)
+	require.NoError(t, err)
+	require.Len(t, feeds, 1)
+	w.feed = feeds[0]
+	w.client, err = kgo.NewClient(kgo.SeedBrokers(w.brokers...), kgo.RecordPartitioner(kgo.ManualPartitioner()))
+	require.NoError(t, err)
+	t.Cleanup(w.client.Close)
+	_, err = kafka.EnsureTopic(ctx, kadm.NewClient(w.client), "refold.user", 2)
+	require.NoError(t, err)
+	return w
+}
+
+// event makes the next event of a stream and writes it to the table.
+func (w *world) event(stream, email string) *event.Event {
+	w.t.Helper()
+	slot := event.SlotOf(stream, 4)
+	w.seqs[slot]++
+	value, err := w.typ.Newest().EncodeJSON(avro.AppendFrame(nil, w.schemaID), strictjson.NewReader([]byte(fmt.Sprintf(`{"id": %q, "email": %q, "isActive": true}`, stream, email))))
+	require.NoError(w.t, err)
+	e := &event.Event{ID: event.NewID(), Category: "User", Stream: stream, Version: w.seqs[slot], Slot: slot, Seq: w.seqs[slot], Type: "UserCreated", Value: value,
+		Time: 1, Recorded: 1, PrevID: w.last[slot]}
+	w.last[slot] = e.ID
+	_, err = w.pool.Exec(ctx, `insert into refold.event (category, slot, seq, version, id, time, recorded, stream, type, value)
+		select id, $1, $2, $2, $3, now(), now(), $4, 'UserCreated', $5 from refold.category`, slot, e.Seq, [16]byte(e.ID), stream, value)
+	require.NoError(w.t, err)
+	return e
+}
+
+func (w *world) produce(events ...*event.Event) {
+	w.t.Helper()
+	for _, e := range events {
+		require.NoError(w.t, w.client.ProduceSync(ctx, kafka.ToRecord(e, "refold.user", int32(e.Slot%2))).FirstErr())
+	}
+}
+
+// start runs an engine until the test ends or the returned function is called.
+func (w *world) start() (stop func()) {
+	w.t.Helper()
+	e := engine.New(engine.Config{DatabaseURL: w.pool.Config().ConnString(), Kafka: kafka.Config{Brokers: w.brokers}, Prefix: "refold", Owner: "test"},
+		w.pool, w.registry, eventstore.NewReader(w.pool), slog.New(slog.DiscardHandler), prometheus.NewRegistry())
+	running, cancel := context.WithCancel(ctx)
+	done := make(chan struct{})
+	go func() {
+		e.Run(running, []engine.Feed{w.feed})
+		close(done)
+	}()
+	stopped := false
+	stop = func() {
+		if !stopped {
+			stopped = true
+			cancel()
+			<-done
+		}
+	}
+	w.t.Cleanup(stop)
+	return stop
+}
+
+func (w *world) await(what, sql string, want int64) {
+	w.t.Helper()
+	var got int64
+	require.Eventually(w.t, func() bool { return w.pool.QueryRow(ctx, sql).Scan(&got) == nil && got == want }, 20*time.Second, 20*time.Millisecond, what)
+}
+
+const (
+	applied = `select sum(s)::bigint from refold.progress, unnest(seqs) s`
+	counted = `select coalesce(sum((data->>'events')::bigint), 0)::bigint from refold.projections`
+)
+
+func TestDuplicatesAndForeignRecordsChangeNothing(t *testing.T) {
+	t.Parallel()
+	w := setup(t)
+	a, b := w.event("a", "1"), w.event("a", "2")
+	w.produce(a, b, a, b)
+	require.NoError(t, w.client.ProduceSync(ctx, &kgo.Record{Topic: "refold.user", Key: []byte("a"), Value: []byte("junk")}).FirstErr())
+	stop := w.start()
+	w.await("applied", applied, 2)
+	w.await("the rest is accounted for", `select sum(duplicates + foreign_records)::bigint from refold.progress`, 3)
+	stop()
+	w.produce(b, w.event("a", "3"))
+	w.start()
+	w.await("goes on where it was", applied, 3)
+	w.await("rows", counted, 3)
+	w.await("counts add up to the offsets", `select sum(next_offset - applied - duplicates - filtered - parked - skipped - foreign_records)::bigint from refold.progress`, 0)
+}
+
+func TestMissingRecordsAreReadFromTheEventTable(t *testing.T) {
+	t.Parallel()
+	w := setup(t)
+	a, missing, c := w.event("a", "1"), w.event("a", "2"), w.event("a", "3")
+	w.produce(a, c, missing)
+	w.start()
+	w.await("applied", applied, 3)
+	w.await("rows", counted, 3)
+}
+
+func TestGapThatNobodyCanFillStandsWithAnAlarm(t *testing.T) {
+	t.Parallel()
+	w := setup(t)
+	a, b, c := w.event("a", "1"), w.event("a", "2"), w.event("a", "3")
+	_, err := w.pool.Exec(ctx, `delete from refold.event where id = $1`, [16]byte(b.ID))
+	require.NoError(t, err)
+	w.produce(a, c)
+	w.start()
+	w.await("alarm", `select count(*) from refold.progress where alarm is not null`, 1)
+	w.await("nothing is applied past the gap", counted, 0) // the batch with the gap is not committed
+}
+
+func TestRecordOfALostBranchIsNotApplied(t *testing.T) {
+	t.Parallel()
+	w := setup(t)
+	a := w.event("a", "1")
+	b := w.event("a", "2")
+	b.PrevID = event.NewID() // its predecessor is an event that this log does not have
+	w.produce(a)
+	w.start()
+	w.await("applied", applied, 1)
+	w.produce(b)
+	w.await("alarm", `select count(*) from refold.progress where alarm like '%lost its tail%'`, 1)
+	w.await("rows", counted, 1)
+}
+
+func TestPoisonParksItsStreamAndOthersGoOn(t *testing.T) {
+	t.Parallel()
+	w := setup(t)
+	long := make([]byte, 2001)
+	for i := range long {
+		long[i] = 'x'
+	}
+	w.produce(w.event("a", "1"), w.event("a", string(long)), w.event("a", "3"), w.event("b", "1"), w.event("c", "1"))
+	stop := w.start()
+	w.await("parked", `select count(*) from refold.parked_event`, 2)
+	w.await("rows", counted, 3)
+	stop()
+	w.produce(w.event("a", "4"))
+	w.start()
+	w.await("what follows waits behind it, after a restart too", `select count(*) from refold.parked_event where stream = 'a'`, 3)
+	w.await("rows", counted, 3)
+}
+
+func TestRecreatedTopicStandsWithAnAlarm(t *testing.T) {
+	t.Parallel()
+	w := setup(t)
+	w.produce(w.event("a", "1"))
+	stop := w.start()
+	w.await("applied", applied, 1)
+	stop()
+	admin := kadm.NewClient(w.client)
+	_, err := admin.DeleteTopic(ctx, "refold.user")
+	require.NoError(t, err)
+	_, err = kafka.EnsureTopic(ctx, admin, "refold.user", 2)
+	require.NoError(t, err)
+	w.start()
+	require.Eventually(t, func() bool {
+		var n int
+		return w.pool.QueryRow(ctx, `select count(*) from refold.progress where alarm like '%recreated%'`).Scan(&n) == nil && n > 0
+	}, 20*time.Second, 20*time.Millisecond)
+}
+
+// The compare-and-set of a former owner raises an error, so that the rows behind
+// it in the pipeline are not written. An UPDATE of no rows would be a success.
+func TestZombiesPipelineWritesNoRows(t *testing.T) {
+	t.Parallel()
+	w := setup(t)
+	claim := func() (epoch int64) {
+		require.NoError(t, w.pool.QueryRow(ctx, `select epoch from refold.progress_claim('logins', 1, 'User', 1, 0, 'x', gen_random_uuid())`).Scan(&epoch))
+		return epoch
+	}
+	old, current := claim(), claim()
+	commit := func(epoch int64) error {
+		trip := &pgx.Batch{}
+		trip.Queue(`select refold.progress_move('logins', 1, 'User', 1, 0, $1, 0, 5, seqs, last_ids, 5, 0, 0, 0, 0, null) from refold.progress where partition = 0`, epoch)
+		trip.Queue(`insert into ` + w.feed.Version.Table() + ` (projection_name, version, key, data) values ('logins', 1, 'zombie', '{"events": 1}')`)
+		return w.pool.SendBatch(ctx, trip).Close()
+	}
+	var refused *pgconn.PgError
+	require.ErrorAs(t, commit(old), &refused)
+	require.Equal(t, "RF010", refused.Code)
+	w.await("rows", counted, 0)
+	require.NoError(t, commit(current))
+	require.ErrorAs(t, commit(current), &refused, "the offset has moved")
+}
