@@ -63,23 +63,6 @@ func TestSeveredConnectionStillDeliversWhatItsClientHadSent(t *testing.T) {
 	require.Eventually(t, func() bool { return p.rows(t) == 1 }, waitLimit, pollEvery)
 }
 
-func TestBytesHeldBackOutliveAClientThatClosesItself(t *testing.T) {
-	t.Parallel()
-	p := setupProxy(t)
-	_, err := p.through.Prepare(t.Context(), "i", `insert into late values (1)`)
-	require.NoError(t, err)
-	p.proxy.Hold(devstack.ToServer)
-	ctx, cancel := context.WithCancel(t.Context())
-	result := make(chan error, 1)
-	go func() { _, err := p.through.Exec(ctx, "i"); result <- err }()
-	p.proxy.AwaitHeld(devstack.ToServer)
-	cancel()
-	require.Error(t, <-result)
-	require.Zero(t, p.rows(t))
-	p.proxy.Release(devstack.ToServer)
-	require.Eventually(t, func() bool { return p.rows(t) == 1 }, waitLimit, pollEvery)
-}
-
 func TestDiscardedReplyLeavesTheWorkDone(t *testing.T) {
 	t.Parallel()
 	p := setupProxy(t)

@@ -56,7 +56,9 @@ func (c Config) Options() ([]kgo.Opt, error) {
 		return nil, fmt.Errorf("no Kafka brokers are configured: set KAFKA_BOOTSTRAP_SERVERS")
 	}
 	options := []kgo.Opt{kgo.SeedBrokers(c.Brokers...), kgo.MaxDecompressBatchBytes(maxDecompressed), kgo.DialTimeout(5 * time.Second),
-		kgo.RequestTimeoutOverhead(8 * time.Second), kgo.ConnIdleTimeout(5 * time.Minute)}
+		kgo.RequestTimeoutOverhead(8 * time.Second), kgo.ConnIdleTimeout(5 * time.Minute),
+		// A topic that was just made, or a leader that has moved, is looked up again soon: the default is 5 s.
+		kgo.MetadataMinAge(100 * time.Millisecond)}
 	if c.ClientID != "" {
 		options = append(options, kgo.ClientID(c.ClientID))
 	}
