@@ -189,7 +189,7 @@ func (r *Relay) takeOver(ctx context.Context, p *partition) error {
 	}
 	switch {
 	case errors.Is(err, kafka.ErrNoTopic) && p.knownTopicID:
-		return r.alarm(ctx, p, "the topic is gone; its events are in the event table: create it anew by `writer topics recreate`")
+		return r.alarm(ctx, p, "the topic is gone; its events are in the event table, and nothing is relayed until it is restored")
 	case errors.Is(err, kafka.ErrNoTopic):
 		topic, err = kafka.EnsureTopic(ctx, r.admin, p.topic, p.partitions)
 		r.created[p.topic] = topic.ID
