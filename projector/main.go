@@ -7,21 +7,17 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"net/http"
 	"os"
 	"time"
 
-	"github.com/alecthomas/kong"
 	"github.com/jackc/pgx/v5/pgxpool"
-	"golang.org/x/term"
 
 	"github.com/refoldhq/refold/pkg/api"
 	"github.com/refoldhq/refold/pkg/avro"
 	"github.com/refoldhq/refold/pkg/engine"
 	"github.com/refoldhq/refold/pkg/eventstore"
-	"github.com/refoldhq/refold/pkg/kafka"
 	"github.com/refoldhq/refold/pkg/postgres"
 	"github.com/refoldhq/refold/pkg/projection"
 	"github.com/refoldhq/refold/pkg/query"
@@ -31,12 +27,9 @@ import (
 	"github.com/refoldhq/refold/schemas"
 )
 
-// cli is the command line. Every flag has an environment variable of its name.
+// cli is the command line.
 type cli struct {
-	LogLevel    slog.Level `help:"Least level that is logged." default:"info" env:"REFOLD_LOG_LEVEL"`
-	DatabaseURL string     `help:"Postgres to work on; PG* variables where it is empty." env:"DATABASE_URL"`
-	Prefix      string     `help:"First part of the names of topics and groups." default:"refold" env:"REFOLD_PREFIX"`
-	Schemas     string     `help:"Folder of contracts; those compiled in where it is empty." env:"REFOLD_SCHEMAS" type:"existingdir"`
+	service.Settings
 
 	Run    runCommand    `cmd:"" help:"Feed projections: the named ones, all without a name."`
 	Serve  serveCommand  `cmd:"" help:"Serve read models."`
@@ -44,82 +37,43 @@ type cli struct {
 	Lint   lintCommand   `cmd:"" help:"Compile the definitions of a folder."`
 }
 
-const (
-	exitFailed = 1
-	exitUsage  = 2
-)
-
 func main() {
-	var c cli
-	parser, err := kong.New(&c, kong.Name("projector"), kong.Description("refold's read side."))
-	if err != nil {
-		panic(err) // the struct above is wrong
-	}
-	command, err := parser.Parse(os.Args[1:])
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "projector:", err)
-		os.Exit(exitUsage)
-	}
-	command.BindTo(context.Background(), (*context.Context)(nil))
-	if err := command.Run(&c); err != nil {
-		fmt.Fprintln(os.Stderr, "projector:", err)
-		os.Exit(exitFailed)
-	}
+	service.Program{Name: "projector", Description: "refold's read side: it feeds projections from the topics and serves read models.",
+		Contracts: schemas.FS}.Main(&cli{})
 }
 
-func (c *cli) logger() *slog.Logger {
-	return service.NewLogger(c.LogLevel, !term.IsTerminal(int(os.Stderr.Fd())))
-}
-
-func (c *cli) load() (*avro.Contracts, []*projection.Definition, error) {
-	var fsys fs.FS = schemas.FS
-	if c.Schemas != "" {
-		fsys = os.DirFS(c.Schemas)
-	}
-	contracts, err := avro.LoadContracts(fsys)
-	if err != nil {
-		return nil, nil, err
-	}
-	definitions, err := projection.LoadDefinitions(fsys)
-	return contracts, definitions, err
-}
-
-func (c *cli) open(ctx context.Context, conns int) (*pgxpool.Pool, error) {
-	return postgres.Open(ctx, postgres.Config{URL: c.DatabaseURL, AppName: "refold-projector", MaxConns: conns, StatementTimeout: 30 * time.Second})
+func open(ctx context.Context, s *service.Settings, conns int) (*pgxpool.Pool, error) {
+	return postgres.Open(ctx, postgres.Config{URL: s.DatabaseURL, AppName: "refold-projector", MaxConns: conns, StatementTimeout: 30 * time.Second})
 }
 
 type runCommand struct {
-	Names      []string      `arg:"" optional:"" help:"Projections to feed."`
-	AdminAddr  string        `help:"Where health, metrics and profiles are served." default:"127.0.0.1:9081" env:"REFOLD_ADMIN_ADDR"`
-	DrainDelay time.Duration `help:"How long work goes on after SIGTERM." default:"0s" env:"REFOLD_DRAIN_DELAY"`
+	service.Admin `embed:"" set:"admin_port=9081" set:"drain_delay=0s"`
+
+	Names []string `arg:"" optional:"" help:"Projections to feed."`
 }
 
 // Run feeds projections until it is told to stop.
-func (r *runCommand) Run(ctx context.Context, c *cli) error {
-	contracts, definitions, err := c.load()
+func (r *runCommand) Run(ctx context.Context, settings *service.Settings) error {
+	contracts, err := settings.Contracts()
 	if err != nil {
 		return err
 	}
-	brokers, err := kafka.ConfigFromEnv()
+	definitions, err := settings.Definitions()
 	if err != nil {
 		return err
 	}
-	pool, err := c.open(ctx, 4)
+	pool, err := open(ctx, settings, 4)
 	if err != nil {
 		return err
 	}
 	defer pool.Close()
-	log, reg, health := c.logger(), service.NewRegistry("projector"), &service.Health{}
+	log, reg, health := settings.Logger(), service.NewRegistry("projector"), &service.Health{}
 	health.Check("database", pool.Ping)
 	s := &service.Service{Log: log, Health: health, DrainDelay: r.DrainDelay}
 	if _, err := s.Serve("admin server", r.AdminAddr, service.AdminHandler(health, reg)); err != nil {
 		return err
 	}
-	owner, err := os.Hostname()
-	if err != nil {
-		owner = "unknown"
-	}
-	e := engine.New(engine.Config{DatabaseURL: c.DatabaseURL, Kafka: brokers, Prefix: c.Prefix, Owner: owner}, pool, registry.New(pool), eventstore.NewReader(pool), log, reg)
+	e := engine.New(engine.Config{DatabaseURL: settings.DatabaseURL, Kafka: settings.Brokers("projector"), Prefix: settings.Prefix, Owner: settings.Owner()}, pool, registry.New(pool), eventstore.NewReader(pool), log, reg)
 	s.Add("engine", func(ctx context.Context) error { return feed(ctx, e, pool, log, contracts, definitions, r.Names) })
 	return s.Run(ctx)
 }
@@ -150,29 +104,29 @@ func feed(ctx context.Context, e *engine.Engine, pool *pgxpool.Pool, log *slog.L
 }
 
 type serveCommand struct {
-	Addr       string        `help:"Where read models are served." default:"127.0.0.1:8081" env:"REFOLD_ADDR"`
-	AdminAddr  string        `help:"Where health, metrics and profiles are served." default:"127.0.0.1:9082" env:"REFOLD_ADMIN_ADDR"`
-	DrainDelay time.Duration `help:"How long requests are served on after SIGTERM." default:"2s" env:"REFOLD_DRAIN_DELAY"`
+	service.Admin `embed:"" set:"admin_port=9082"`
+
+	Addr string `help:"Where read models are served." default:"127.0.0.1:8081"`
 }
 
 // Run serves read models until it is told to stop.
-func (r *serveCommand) Run(ctx context.Context, c *cli) error {
-	contracts, _, err := c.load()
+func (r *serveCommand) Run(ctx context.Context, settings *service.Settings) error {
+	contracts, err := settings.Contracts()
 	if err != nil {
 		return err
 	}
-	pool, err := postgres.Open(ctx, postgres.Config{URL: c.DatabaseURL, AppName: "refold-queries", MaxConns: 16, StatementTimeout: 5 * time.Second})
+	pool, err := postgres.Open(ctx, postgres.Config{URL: settings.DatabaseURL, AppName: "refold-queries", MaxConns: 16, StatementTimeout: 5 * time.Second})
 	if err != nil {
 		return err
 	}
 	defer pool.Close()
-	log, reg, health := c.logger(), service.NewRegistry("queries"), &service.Health{}
+	log, reg, health := settings.Logger(), service.NewRegistry("queries"), &service.Health{}
 	health.Check("database", pool.Ping)
 	s := &service.Service{Log: log, Health: health, DrainDelay: r.DrainDelay}
 	if _, err := s.Serve("admin server", r.AdminAddr, service.AdminHandler(health, reg)); err != nil {
 		return err
 	}
-	watcher := readmodel.NewWatcher(c.DatabaseURL)
+	watcher := readmodel.NewWatcher(settings.DatabaseURL)
 	s.Add("progress watcher", watcher.Run)
 	mux := http.NewServeMux()
 	query.New(readmodel.NewReader(pool, watcher), readmodel.NewCatalogue(pool), readmodel.NewPlans(contracts).Plan).Register(mux)
@@ -188,12 +142,12 @@ type verifyCommand struct {
 }
 
 // Run verifies the active version of a projection.
-func (r *verifyCommand) Run(ctx context.Context, c *cli) error {
-	contracts, _, err := c.load()
+func (r *verifyCommand) Run(ctx context.Context, settings *service.Settings) error {
+	contracts, err := settings.Contracts()
 	if err != nil {
 		return err
 	}
-	pool, err := c.open(ctx, 4)
+	pool, err := open(ctx, settings, 4)
 	if err != nil {
 		return err
 	}
@@ -220,8 +174,12 @@ func (r *verifyCommand) Run(ctx context.Context, c *cli) error {
 type lintCommand struct{}
 
 // Run compiles the definitions without any server.
-func (r *lintCommand) Run(c *cli) error {
-	contracts, definitions, err := c.load()
+func (r *lintCommand) Run(settings *service.Settings) error {
+	contracts, err := settings.Contracts()
+	if err != nil {
+		return err
+	}
+	definitions, err := settings.Definitions()
 	if err != nil {
 		return err
 	}

@@ -14,13 +14,14 @@ import (
 	"github.com/refoldhq/refold/pkg/kafka"
 	"github.com/refoldhq/refold/pkg/postgres"
 	"github.com/refoldhq/refold/pkg/relay"
+	"github.com/refoldhq/refold/pkg/service"
 )
 
-type migrateCommand struct{ database }
+type migrateCommand struct{}
 
 // Run migrates and says to which version.
-func (c *migrateCommand) Run(ctx context.Context) error {
-	pool, err := postgres.Open(ctx, postgres.Config{URL: c.DatabaseURL, AppName: "refold-migrate", MaxConns: 2})
+func (c *migrateCommand) Run(ctx context.Context, s *service.Settings) error {
+	pool, err := postgres.Open(ctx, postgres.Config{URL: s.DatabaseURL, AppName: "refold-migrate", MaxConns: 2})
 	if err != nil {
 		return err
 	}
@@ -36,7 +37,6 @@ func (c *migrateCommand) Run(ctx context.Context) error {
 }
 
 type verifyCommand struct {
-	database
 	Output string        `short:"o" help:"Form of the output: table or json." enum:"table,json" default:"table"`
 	Settle time.Duration `help:"How long records may still be under way." default:"30s"`
 }
@@ -48,17 +48,13 @@ type verification struct {
 }
 
 // Run verifies the log and then every topic.
-func (c *verifyCommand) Run(ctx context.Context) error {
-	brokers, err := kafka.ConfigFromEnv()
-	if err != nil {
-		return err
-	}
-	pool, err := postgres.Open(ctx, postgres.Config{URL: c.DatabaseURL, AppName: "refold-verify", MaxConns: 2})
+func (c *verifyCommand) Run(ctx context.Context, s *service.Settings) error {
+	pool, err := postgres.Open(ctx, postgres.Config{URL: s.DatabaseURL, AppName: "refold-verify", MaxConns: 2})
 	if err != nil {
 		return err
 	}
 	defer pool.Close()
-	report, err := verify(ctx, pool, brokers, c.Settle)
+	report, err := verify(ctx, pool, s.Brokers("verify"), c.Settle)
 	if printed := report.print(c.Output); err == nil {
 		err = printed
 	}
@@ -97,13 +93,11 @@ func (v verification) print(form string) error {
 	return w.Flush()
 }
 
-type lintCommand struct {
-	Schemas string `help:"Folder of contracts; those compiled in where it is empty." env:"REFOLD_SCHEMAS" type:"existingdir"`
-}
+type lintCommand struct{}
 
 // Run checks contracts without any server.
-func (c *lintCommand) Run() error {
-	contracts, err := loadContracts(c.Schemas)
+func (c *lintCommand) Run(s *service.Settings) error {
+	contracts, err := s.Contracts()
 	if err != nil {
 		return err
 	}

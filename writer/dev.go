@@ -8,37 +8,35 @@ import (
 	"strings"
 
 	"github.com/refoldhq/refold/pkg/devstack"
-	"github.com/refoldhq/refold/pkg/kafka"
+	"github.com/refoldhq/refold/pkg/service"
 )
 
 type devCommand struct {
-	database
-	naming
-	Addr      string `help:"Where the API is served." default:"127.0.0.1:8080" env:"REFOLD_ADDR"`
-	AdminAddr string `help:"Where health, metrics and profiles are served." default:"127.0.0.1:9080" env:"REFOLD_ADMIN_ADDR"`
-	DataDir   string `help:"Keeps log, topics and rows over a restart; empty keeps nothing." env:"REFOLD_DATA_DIR"`
+	service.Admin `embed:"" set:"admin_port=9080" set:"drain_delay=0s"`
+
+	Addr    string `help:"Where the API is served." default:"127.0.0.1:8080"`
+	DataDir string `help:"Keeps log, topics and rows over a restart; empty keeps nothing." placeholder:"DIR"`
 }
 
 // Run starts what no environment variable names and serves everything.
-func (c *devCommand) Run(ctx context.Context, cli *cli) error {
-	url, stop, err := c.postgres(ctx)
+func (c *devCommand) Run(ctx context.Context, s *service.Settings) error {
+	stop, err := c.postgres(ctx, s)
 	if err != nil {
 		return err
 	}
 	defer stop()
-	brokers, stop, err := c.kafka()
+	stop, err = c.kafka(s)
 	if err != nil {
 		return err
 	}
 	defer stop()
-	cfg := writerConfig{database: url, brokers: brokers, naming: c.naming, admin: admin{AdminAddr: c.AdminAddr}, addr: c.Addr, migrate: true, relay: true, reads: true}
-	return serve(ctx, cli.logger(), cfg, func() { c.greet(url, brokers) })
+	return serve(ctx, s, writerConfig{admin: c.Admin, addr: c.Addr, migrate: true, relay: true, reads: true}, func() { c.greet(s) })
 }
 
-// postgres returns the database that is configured, else one of our own.
-func (c *devCommand) postgres(ctx context.Context) (url string, stop func(), err error) {
-	if c.DatabaseURL != "" {
-		return c.DatabaseURL, func() {}, nil
+// postgres starts a database unless one is configured.
+func (c *devCommand) postgres(ctx context.Context, s *service.Settings) (stop func(), err error) {
+	if s.DatabaseURL != "" {
+		return func() {}, nil
 	}
 	cfg := devstack.PostgresConfig{Fsync: c.DataDir != ""}
 	if c.DataDir != "" {
@@ -46,19 +44,20 @@ func (c *devCommand) postgres(ctx context.Context) (url string, stop func(), err
 	}
 	server, err := devstack.StartPostgres(ctx, cfg)
 	if err != nil {
-		return "", nil, err
+		return nil, err
 	}
-	return server.URL("postgres"), func() {
+	s.DatabaseURL = server.URL("postgres")
+	return func() {
 		if err := server.Close(); err != nil {
 			fmt.Fprintln(os.Stderr, "stopping postgres:", err)
 		}
 	}, nil
 }
 
-func (c *devCommand) kafka() (kafka.Config, func(), error) {
-	cfg, err := kafka.ConfigFromEnv()
-	if err != nil || len(cfg.Brokers) > 0 {
-		return cfg, func() {}, err
+// kafka starts a broker in this process unless some are configured.
+func (c *devCommand) kafka(s *service.Settings) (stop func(), err error) {
+	if len(s.Kafka.BootstrapServers) > 0 {
+		return func() {}, nil
 	}
 	dir := ""
 	if c.DataDir != "" {
@@ -66,14 +65,14 @@ func (c *devCommand) kafka() (kafka.Config, func(), error) {
 	}
 	broker, err := devstack.StartBroker(devstack.BrokerConfig{Dir: dir})
 	if err != nil {
-		return cfg, nil, err
+		return nil, err
 	}
-	cfg.Brokers = broker.Addrs()
-	return cfg, broker.Close, nil
+	s.Kafka.BootstrapServers = broker.Addrs()
+	return broker.Close, nil
 }
 
 // greet says where everything is and what to try.
-func (c *devCommand) greet(url string, brokers kafka.Config) {
+func (c *devCommand) greet(s *service.Settings) {
 	api := "http://" + c.Addr
 	fmt.Printf(`refold is ready.
 
@@ -83,8 +82,8 @@ func (c *devCommand) greet(url string, brokers kafka.Config) {
   admin     http://%s/readyz?verbose
   Postgres  %s
   Kafka     %s
-`, api, api, api, api, c.AdminAddr, url, strings.Join(brokers.Brokers, ","))
-	if c.Schemas == "" {
+`, api, api, api, api, c.AdminAddr, s.DatabaseURL, strings.Join(s.Kafka.BootstrapServers, ","))
+	if s.Schemas == "" {
 		fmt.Printf(`  topics    %s.user
 
 Append an event, and read the row that it makes:
@@ -92,6 +91,6 @@ Append an event, and read the row that it makes:
   TOKEN=$(curl -s %s/v1/streams/User/42/events -H 'Content-Type: application/json' \
     -d '{"events":[{"type":"UserCreated","data":{"id":"42","email":"ada@example.com","isActive":false,"name":"Ada"}}]}' \
     | sed 's/.*"token":"\([^"]*\)".*/\1/'); curl -s %s/v1/read-models/rm_users/42 -H "Refold-Token: $TOKEN"
-`, c.Prefix, api, api)
+`, s.Prefix, api, api)
 	}
 }

@@ -2,10 +2,8 @@ package main
 
 import (
 	"context"
-	"io/fs"
 	"log/slog"
 	"net/http"
-	"os"
 
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/prometheus/client_golang/prometheus"
@@ -18,25 +16,21 @@ import (
 	"github.com/refoldhq/refold/pkg/query"
 	"github.com/refoldhq/refold/pkg/readmodel"
 	"github.com/refoldhq/refold/pkg/registry"
-	"github.com/refoldhq/refold/schemas"
+	"github.com/refoldhq/refold/pkg/service"
 )
 
 // reads is the read side in the writer's own process, for `writer dev`.
 type reads struct {
-	cfg         writerConfig
+	settings    *service.Settings
 	log         *slog.Logger
 	reg         prometheus.Registerer
 	definitions []*projection.Definition
 	watcher     *readmodel.Watcher
 }
 
-func newReads(cfg writerConfig, log *slog.Logger, reg prometheus.Registerer) (*reads, error) {
-	var fsys fs.FS = schemas.FS
-	if cfg.naming.Schemas != "" {
-		fsys = os.DirFS(cfg.naming.Schemas)
-	}
-	definitions, err := projection.LoadDefinitions(fsys)
-	return &reads{cfg: cfg, log: log, reg: reg, definitions: definitions, watcher: readmodel.NewWatcher(cfg.database)}, err
+func newReads(s *service.Settings, log *slog.Logger, reg prometheus.Registerer) (*reads, error) {
+	definitions, err := s.Definitions()
+	return &reads{settings: s, log: log, reg: reg, definitions: definitions, watcher: readmodel.NewWatcher(s.DatabaseURL)}, err
 }
 
 // register adds the query API.
@@ -50,7 +44,7 @@ func (r *reads) run(ctx context.Context, contracts *avro.Contracts, pool *pgxpoo
 	if err != nil {
 		return err
 	}
-	e := engine.New(engine.Config{DatabaseURL: r.cfg.database, Kafka: r.cfg.brokers, Prefix: r.cfg.naming.Prefix, Owner: hostname()}, pool,
+	e := engine.New(engine.Config{DatabaseURL: r.settings.DatabaseURL, Kafka: r.settings.Brokers("projector"), Prefix: r.settings.Prefix, Owner: r.settings.Owner()}, pool,
 		registry.New(pool), eventstore.NewReader(pool), r.log, r.reg)
 	var all errgroup.Group
 	all.Go(func() error { return r.watcher.Run(ctx) })

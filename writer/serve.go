@@ -3,10 +3,8 @@ package main
 import (
 	"context"
 	"errors"
-	"io/fs"
 	"log/slog"
 	"net/http"
-	"os"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -22,57 +20,46 @@ import (
 	"github.com/refoldhq/refold/pkg/registry"
 	"github.com/refoldhq/refold/pkg/relay"
 	"github.com/refoldhq/refold/pkg/service"
-	"github.com/refoldhq/refold/schemas"
 )
 
 type serveCommand struct {
-	database
-	naming
-	admin
-	Addr    string `help:"Where the API is served." default:"127.0.0.1:8080" env:"REFOLD_ADDR"`
-	Migrate string `help:"Migrate the database at the start: on or off." enum:"on,off" default:"on" env:"REFOLD_MIGRATE"`
-	Relay   string `help:"Relay to Kafka in this process: on or off." enum:"on,off" default:"on" env:"REFOLD_RELAY"`
+	service.Admin `embed:"" set:"admin_port=9080"`
+
+	Addr    string `help:"Where the API is served." default:"127.0.0.1:8080"`
+	Migrate string `help:"Migrate the database at the start: on or off." enum:"on,off" default:"on"`
+	Relay   string `help:"Relay to Kafka in this process: on or off." enum:"on,off" default:"on"`
 }
 
 // Run serves until it is told to stop.
-func (c *serveCommand) Run(ctx context.Context, cli *cli) error {
-	brokers, err := kafka.ConfigFromEnv()
-	if err != nil {
-		return err
-	}
-	return serve(ctx, cli.logger(), writerConfig{database: c.DatabaseURL, brokers: brokers, naming: c.naming, admin: c.admin, addr: c.Addr,
-		migrate: c.Migrate == "on", relay: c.Relay == "on"}, func() {})
+func (c *serveCommand) Run(ctx context.Context, s *service.Settings) error {
+	return serve(ctx, s, writerConfig{admin: c.Admin, addr: c.Addr, migrate: c.Migrate == "on", relay: c.Relay == "on"}, func() {})
 }
 
 type writerConfig struct {
-	database string
-	brokers  kafka.Config
-	naming   naming
-	admin    admin
-	addr     string
-	migrate  bool
-	relay    bool
+	admin   service.Admin
+	addr    string
+	migrate bool
+	relay   bool
 	// reads adds the read side: projections are fed and read models served.
 	reads bool
 }
 
 // serve runs a writer, calling ready once it serves.
-func serve(ctx context.Context, log *slog.Logger, cfg writerConfig, ready func()) error {
-	contracts, err := loadContracts(cfg.naming.Schemas)
+func serve(ctx context.Context, settings *service.Settings, cfg writerConfig, ready func()) error {
+	contracts, err := settings.Contracts()
 	if err != nil {
 		return err
 	}
-	reg := service.NewRegistry("writer")
-	w := &writer{cfg: cfg, log: log, contracts: contracts, ready: ready}
+	log, reg := settings.Logger(), service.NewRegistry("writer")
+	w := &writer{cfg: cfg, settings: settings, log: log, contracts: contracts, ready: ready}
 	if cfg.reads {
-		if w.reads, err = newReads(cfg, log, reg); err != nil {
+		if w.reads, err = newReads(settings, log, reg); err != nil {
 			return err
 		}
 	}
-	w.store = eventstore.New(eventstore.Config{DatabaseURL: cfg.database}, log, reg)
+	w.store = eventstore.New(eventstore.Config{DatabaseURL: settings.DatabaseURL}, log, reg)
 	if cfg.relay {
-		cfg.brokers.ClientID = cfg.naming.Prefix + "-relay-" + hostname()
-		w.relay = relay.New(relay.Config{DatabaseURL: cfg.database, Kafka: cfg.brokers}, log, reg)
+		w.relay = relay.New(relay.Config{DatabaseURL: settings.DatabaseURL, Kafka: settings.Brokers("relay")}, log, reg)
 		w.store.OnCommit(func(string, []int) { w.relay.Wake() })
 	}
 	w.store.OnCommit(func(string, []int) { w.announcements.wake() })
@@ -90,27 +77,11 @@ func serve(ctx context.Context, log *slog.Logger, cfg writerConfig, ready func()
 	return s.Run(ctx)
 }
 
-func hostname() string {
-	name, err := os.Hostname()
-	if err != nil {
-		return "unknown"
-	}
-	return name
-}
-
-// loadContracts reads a folder, or what is compiled in.
-func loadContracts(dir string) (*avro.Contracts, error) {
-	var fsys fs.FS = schemas.FS
-	if dir != "" {
-		fsys = os.DirFS(dir)
-	}
-	return avro.LoadContracts(fsys)
-}
-
 // writer is the part that stands on the database. Until it is up the API
 // answers 503.
 type writer struct {
 	cfg           writerConfig
+	settings      *service.Settings
 	log           *slog.Logger
 	contracts     *avro.Contracts
 	store         *eventstore.Store
@@ -196,7 +167,7 @@ func (w *writer) run(ctx context.Context) error {
 
 // start brings the database to what the writer needs.
 func (w *writer) start(ctx context.Context) error {
-	pool, err := postgres.Open(ctx, postgres.Config{URL: w.cfg.database, AppName: "refold-writer", MaxConns: 8, StatementTimeout: 10 * time.Second})
+	pool, err := postgres.Open(ctx, postgres.Config{URL: w.settings.DatabaseURL, AppName: "refold-writer", MaxConns: 8, StatementTimeout: 10 * time.Second})
 	if err != nil {
 		return err
 	}
@@ -215,7 +186,7 @@ func (w *writer) startOn(ctx context.Context, pool *pgxpool.Pool) error {
 	} else if err := postgres.WaitForSchema(ctx, pool); err != nil {
 		return err
 	}
-	topic := func(category string) string { return kafka.TopicName(w.cfg.naming.Prefix, category) }
+	topic := func(category string) string { return kafka.TopicName(w.settings.Prefix, category) }
 	schemas := registry.New(pool)
 	ids, err := schemas.RegisterContracts(ctx, w.contracts, topic)
 	if err != nil {
@@ -264,28 +235,21 @@ func (a *announcer) run(ctx context.Context, pool *pgxpool.Pool, log *slog.Logge
 }
 
 type relayCommand struct {
-	database
-	naming
-	admin
+	service.Admin `embed:"" set:"admin_port=9080" set:"drain_delay=0s"`
 }
 
 // Run relays until it is told to stop.
-func (c *relayCommand) Run(ctx context.Context, cli *cli) error {
-	brokers, err := kafka.ConfigFromEnv()
-	if err != nil {
-		return err
-	}
-	log, reg := cli.logger(), service.NewRegistry("relay")
-	brokers.ClientID = c.Prefix + "-relay-" + hostname()
-	carrier := relay.New(relay.Config{DatabaseURL: c.DatabaseURL, Kafka: brokers}, log, reg)
-	pool, err := postgres.Open(ctx, postgres.Config{URL: c.DatabaseURL, AppName: "refold-relay", MaxConns: 2})
+func (c *relayCommand) Run(ctx context.Context, settings *service.Settings) error {
+	log, reg := settings.Logger(), service.NewRegistry("relay")
+	carrier := relay.New(relay.Config{DatabaseURL: settings.DatabaseURL, Kafka: settings.Brokers("relay")}, log, reg)
+	pool, err := postgres.Open(ctx, postgres.Config{URL: settings.DatabaseURL, AppName: "refold-relay", MaxConns: 2})
 	if err != nil {
 		return err
 	}
 	defer pool.Close()
 	health := &service.Health{}
 	health.Check("database", pool.Ping)
-	s := &service.Service{Log: log, Health: health, DrainDelay: 0}
+	s := &service.Service{Log: log, Health: health, DrainDelay: c.DrainDelay}
 	if _, err := s.Serve("admin server", c.AdminAddr, service.AdminHandler(health, reg)); err != nil {
 		return err
 	}

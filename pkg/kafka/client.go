@@ -21,29 +21,10 @@ type Config struct {
 	SASLMechanism    string // PLAIN, SCRAM-SHA-256, SCRAM-SHA-512
 	SASLUsername     string
 	SASLPassword     string
-	TLSCAFile        string
+	TLSCAFile        string // PEM; the system's certificates where it is empty
+	TLSCertFile      string // our own certificate and its key, PEM; empty for none
+	TLSKeyFile       string
 	ClientID         string
-}
-
-// ConfigFromEnv reads KAFKA_BOOTSTRAP_SERVERS, KAFKA_SECURITY_PROTOCOL,
-// KAFKA_SASL_MECHANISM, KAFKA_SASL_USERNAME, KAFKA_SASL_PASSWORD or its _FILE,
-// and KAFKA_SSL_CA_FILE.
-func ConfigFromEnv() (Config, error) {
-	c := Config{SecurityProtocol: os.Getenv("KAFKA_SECURITY_PROTOCOL"), SASLMechanism: os.Getenv("KAFKA_SASL_MECHANISM"),
-		SASLUsername: os.Getenv("KAFKA_SASL_USERNAME"), SASLPassword: os.Getenv("KAFKA_SASL_PASSWORD"), TLSCAFile: os.Getenv("KAFKA_SSL_CA_FILE")}
-	for broker := range strings.SplitSeq(os.Getenv("KAFKA_BOOTSTRAP_SERVERS"), ",") {
-		if broker = strings.TrimSpace(broker); broker != "" {
-			c.Brokers = append(c.Brokers, broker)
-		}
-	}
-	if file := os.Getenv("KAFKA_SASL_PASSWORD_FILE"); file != "" {
-		password, err := os.ReadFile(file)
-		if err != nil {
-			return c, fmt.Errorf("reading KAFKA_SASL_PASSWORD_FILE: %w", err)
-		}
-		c.SASLPassword = strings.TrimRight(string(password), "\r\n")
-	}
-	return c, nil
 }
 
 // maxDecompressed bounds what a compressed batch may grow to: a batch of ours
@@ -92,6 +73,13 @@ func (c Config) Options() ([]kgo.Opt, error) {
 
 func (c Config) tls() (*tls.Config, error) {
 	config := &tls.Config{MinVersion: tls.VersionTLS12}
+	if c.TLSCertFile != "" {
+		own, err := tls.LoadX509KeyPair(c.TLSCertFile, c.TLSKeyFile)
+		if err != nil {
+			return nil, fmt.Errorf("reading KAFKA_SSL_CERT_FILE and KAFKA_SSL_KEY_FILE: %w", err)
+		}
+		config.Certificates = []tls.Certificate{own}
+	}
 	if c.TLSCAFile == "" {
 		return config, nil
 	}

@@ -1,5 +1,11 @@
-// Package service is what all of refold's programs have in common: logs, the
-// admin port with health and metrics, and starting and stopping in order.
+// Package service is what all of refold's programs have in common: the command
+// line with its environment and config file ([Program], [Settings]), errors for
+// people and exit codes ([Failure]), logs, the admin port with health, metrics and
+// profiles ([Health], [AdminHandler]), and starting and stopping in order
+// ([Service]).
+//
+// It knows nothing of events. What a program does stands in the packages above;
+// the programs wire them together.
 package service
 
 import (
@@ -10,9 +16,9 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"os/signal"
+	"runtime"
+	"runtime/debug"
 	"sync"
-	"syscall"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -28,12 +34,27 @@ func NewLogger(level slog.Level, json bool) *slog.Logger {
 	return slog.New(slog.NewTextHandler(os.Stderr, options))
 }
 
-// NewRegistry returns a metrics registry with those of the process and of Go.
+// version is set by the linker: see the Makefile.
+var version string
+
+// Version returns what this program was built from.
+func Version() string {
+	if version != "" {
+		return version
+	}
+	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
+		return info.Main.Version
+	}
+	return "unknown"
+}
+
+// NewRegistry returns a metrics registry with those of the process and of Go, and
+// with what was built.
 func NewRegistry(program string) *prometheus.Registry {
 	reg := prometheus.NewRegistry()
 	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	build := prometheus.NewGauge(prometheus.GaugeOpts{Name: "refold_build_info", Help: "Always 1; the label names the program.",
-		ConstLabels: prometheus.Labels{"program": program}})
+	build := prometheus.NewGauge(prometheus.GaugeOpts{Name: "refold_build_info", Help: "Always 1; the labels name the program and what it was built from.",
+		ConstLabels: prometheus.Labels{"program": program, "version": Version(), "go": runtime.Version()}})
 	build.Set(1)
 	reg.MustRegister(build)
 	return reg
@@ -96,11 +117,10 @@ func (s *Service) Serve(name, addr string, handler http.Handler) (net.Addr, erro
 	return listener.Addr(), nil
 }
 
-// Run runs until SIGTERM, an interrupt, the end of ctx or the failure of a part.
-// It returns nil when it was asked to stop and everything ended in time.
+// Run runs until the end of ctx, which [Program.Main] ends at SIGTERM, or the
+// failure of a part. It returns nil when it was asked to stop and everything ended
+// in time.
 func (s *Service) Run(ctx context.Context) error {
-	ctx, stop := signal.NotifyContext(ctx, syscall.SIGTERM, os.Interrupt)
-	defer stop()
 	failed := make(chan *part, len(s.parts)) // each part fails once at most
 	var all sync.WaitGroup
 	for _, p := range s.parts {
