@@ -3,9 +3,8 @@ package torture
 import (
 	"context"
 	"math/rand/v2"
+	"slices"
 	"time"
-
-	"github.com/jackc/pgx/v5"
 
 	"github.com/refoldhq/refold/pkg/devstack"
 	"github.com/refoldhq/refold/test/platform"
@@ -17,128 +16,101 @@ type world struct {
 	postgres   *devstack.Postgres
 	kafka      *devstack.Kafka
 	nodes      int
-	database   string
+	database   string // the server itself, past every proxy
+	disk       *disk  // below the database; nil where none can be mounted
 	topic      string
+	stack      *platform.Stack
 	writers    []*platform.Program
 	projectors []*platform.Program
 	queries    []*platform.Program
+	// The first writer, projector and query server reach the database through one
+	// proxy each, and all programs reach the first broker through one.
+	toDatabase []*devstack.Proxy
+	toBroker   *devstack.Proxy
 }
 
-// fault breaks one thing and returns what heals it again.
+func (w *world) programs() []*platform.Program {
+	return slices.Concat(w.writers, w.projectors, w.queries)
+}
+
+// fault breaks one thing and returns what heals it again. Two faults of one
+// group are never there at once.
 type fault struct {
 	name  string
+	group group
 	apply func(*world, context.Context, *rand.Rand) (heal func())
 }
 
+type group int
+
+const (
+	ofPrograms group = iota
+	ofDatabase
+	ofBrokers
+	ofNetwork
+	ofLoad
+)
+
 var faults = []fault{
-	{"kill a writer", func(w *world, _ context.Context, rnd *rand.Rand) func() { return kill(w, pick(rnd, w.writers)) }},
-	{"kill a projector", func(w *world, _ context.Context, rnd *rand.Rand) func() { return kill(w, pick(rnd, w.projectors)) }},
-	{"kill a query server", func(w *world, _ context.Context, rnd *rand.Rand) func() { return kill(w, pick(rnd, w.queries)) }},
-	{"pause a writer", func(w *world, _ context.Context, rnd *rand.Rand) func() { return stop(w, pick(rnd, w.writers)) }},
-	{"pause a projector", func(w *world, _ context.Context, rnd *rand.Rand) func() { return stop(w, pick(rnd, w.projectors)) }},
-	{"end a writer gracefully", func(w *world, _ context.Context, rnd *rand.Rand) func() { return terminate(w, pick(rnd, w.writers)) }},
-	{"end a projector gracefully", func(w *world, _ context.Context, rnd *rand.Rand) func() { return terminate(w, pick(rnd, w.projectors)) }},
-	{"restart Postgres fast", func(w *world, _ context.Context, _ *rand.Rand) func() { return restart(w, "fast") }},
-	{"restart Postgres immediately", func(w *world, _ context.Context, _ *rand.Rand) func() { return restart(w, "immediate") }},
-	{"crash Postgres", crashPostgres},
-	{"cut all database sessions", cutSessions},
-	{"kill a broker", killBroker},
-	{"produce junk", produceJunk},
+	{"kill a writer", ofPrograms, func(w *world, _ context.Context, rnd *rand.Rand) func() { return kill(w, pick(rnd, w.writers)) }},
+	{"kill a projector", ofPrograms, func(w *world, _ context.Context, rnd *rand.Rand) func() { return kill(w, pick(rnd, w.projectors)) }},
+	{"kill a query server", ofPrograms, func(w *world, _ context.Context, rnd *rand.Rand) func() { return kill(w, pick(rnd, w.queries)) }},
+	{"kill everything", ofPrograms, killAll},
+	{"pause a writer", ofPrograms, func(w *world, _ context.Context, rnd *rand.Rand) func() { return stop(w, pick(rnd, w.writers)) }},
+	{"pause a projector", ofPrograms, func(w *world, _ context.Context, rnd *rand.Rand) func() { return stop(w, pick(rnd, w.projectors)) }},
+	{"end a writer gracefully", ofPrograms, func(w *world, _ context.Context, rnd *rand.Rand) func() { return terminate(w, pick(rnd, w.writers)) }},
+	{"end a projector gracefully", ofPrograms, func(w *world, _ context.Context, rnd *rand.Rand) func() { return terminate(w, pick(rnd, w.projectors)) }},
+	{"rebalance storm", ofPrograms, rebalanceStorm},
+	{"restart Postgres fast", ofDatabase, func(w *world, _ context.Context, _ *rand.Rand) func() { return restart(w, "fast") }},
+	{"restart Postgres immediately", ofDatabase, func(w *world, _ context.Context, _ *rand.Rand) func() { return restart(w, "immediate") }},
+	{"crash Postgres", ofDatabase, crashPostgres},
+	{"cut all database sessions", ofDatabase, cutSessions},
+	{"fill the database's disk", ofDatabase, fillDisk},
+	{"take all database sessions", ofDatabase, takeSessions},
+	{"long transaction", ofLoad, longTransaction},
+	{"kill a broker", ofBrokers, killBroker},
+	{"pause a broker", ofBrokers, pauseBroker},
+	{"restart all brokers", ofBrokers, restartBrokers},
+	{"produce junk", ofLoad, produceJunk},
+	{"slow network", ofNetwork, slowNetwork},
+	{"half-open network", ofNetwork, halfOpen},
+	{"lost answers of the database", ofNetwork, loseAnswers},
+	{"late transactions", ofNetwork, lateTransactions},
 }
 
-func pick(rnd *rand.Rand, programs []*platform.Program) *platform.Program {
-	return programs[rnd.IntN(len(programs))]
-}
+func pick[T any](rnd *rand.Rand, list []T) T { return list[rnd.IntN(len(list))] }
 
-func kill(w *world, p *platform.Program) func() {
-	w.history.fault("kill -9 %s", p.Name)
-	p.Kill()
-	return p.Launch
-}
-
-func stop(w *world, p *platform.Program) func() {
-	w.history.fault("SIGSTOP %s", p.Name)
-	p.Pause()
-	return p.Resume
-}
-
-func terminate(w *world, p *platform.Program) func() {
-	code, took := p.Stop()
-	w.history.fault("SIGTERM %s: exit %d after %v", p.Name, code, took.Round(time.Millisecond))
-	return p.Launch
-}
-
-func restart(w *world, mode string) func() {
-	w.history.fault("pg_ctl stop -m %s", mode)
-	if err := w.postgres.Stop(mode); err != nil {
-		w.history.fault("stopping Postgres: %v", err)
-	}
-	return func() { startPostgres(w) }
-}
-
-func crashPostgres(w *world, _ context.Context, _ *rand.Rand) func() {
-	w.history.fault("kill -9 the postmaster")
-	if err := w.postgres.Kill(); err != nil {
-		w.history.fault("killing Postgres: %v", err)
-	}
-	return func() { startPostgres(w) }
-}
-
-func startPostgres(w *world) {
-	if err := w.postgres.Start(); err != nil {
-		w.history.fault("STARTING POSTGRES: %v", err)
-	}
-}
-
-func cutSessions(w *world, ctx context.Context, _ *rand.Rand) func() {
-	w.history.fault("pg_terminate_backend of every session")
-	conn, err := pgx.Connect(ctx, w.database)
-	if err != nil {
-		w.history.fault("connecting: %v", err)
-		return func() {}
-	}
-	defer conn.Close(ctx)
-	if _, err := conn.Exec(ctx, `select pg_terminate_backend(pid) from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid()`); err != nil {
-		w.history.fault("terminating: %v", err)
-	}
-	return func() {}
-}
-
-func killBroker(w *world, _ context.Context, rnd *rand.Rand) func() {
-	node := rnd.IntN(w.nodes)
-	w.history.fault("kill -9 broker %d", node)
-	if err := w.kafka.Kill(node); err != nil {
-		w.history.fault("killing broker: %v", err)
-	}
-	return func() {
-		if err := w.kafka.Start(node); err != nil {
-			w.history.fault("STARTING BROKER: %v", err)
-		}
-	}
-}
-
-// breakThings applies one fault after another, heals each after a while, and
-// returns when ctx ends, with everything healed.
+// breakThings applies one fault after another, some of them while another
+// lasts, heals each after a while, and returns when ctx ends, with everything
+// healed.
 func (w *world) breakThings(ctx context.Context, rnd *rand.Rand, only []string) {
 	pause(ctx, 2*time.Second)
 	for ctx.Err() == nil {
-		f := faults[rnd.IntN(len(faults))]
-		if len(only) > 0 && !contains(only, f.name) {
-			continue
-		}
+		f := choose(rnd, func(f fault) bool { return len(only) == 0 || slices.Contains(only, f.name) })
 		heal := f.apply(w, ctx, rnd)
-		pause(ctx, time.Duration(500+rnd.IntN(4000))*time.Millisecond)
+		pause(ctx, time.Duration(500+rnd.IntN(3000))*time.Millisecond)
+		if rnd.IntN(3) == 0 && len(only) != 1 {
+			second := choose(rnd, func(g fault) bool {
+				return g.group != f.group && (len(only) == 0 || slices.Contains(only, g.name))
+			})
+			w.history.fault("and at the same time: %s", second.name)
+			healSecond := second.apply(w, ctx, rnd)
+			pause(ctx, time.Duration(500+rnd.IntN(2000))*time.Millisecond)
+			healSecond()
+			w.history.fault("healed: %s", second.name)
+		}
 		heal()
 		w.history.fault("healed: %s", f.name)
 		pause(ctx, time.Duration(1000+rnd.IntN(3000))*time.Millisecond)
 	}
 }
 
-func contains(list []string, s string) bool {
-	for _, x := range list {
-		if x == s {
-			return true
+// choose returns a fault that may be chosen; any, where none may.
+func choose(rnd *rand.Rand, may func(fault) bool) fault {
+	for range 1000 {
+		if f := pick(rnd, faults); may(f) {
+			return f
 		}
 	}
-	return false
+	return faults[0]
 }

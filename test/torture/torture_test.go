@@ -3,8 +3,10 @@ package torture
 import (
 	"context"
 	"math/rand/v2"
+	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -78,30 +80,43 @@ func TestARunWithoutFaultsLeavesNoDuplicates(t *testing.T) {
 
 // run is one deployment under one workload.
 type run struct {
-	t       *testing.T
-	world   *world
-	clients *workload
+	t        *testing.T
+	world    *world
+	clients  *workload
+	baseline map[*platform.Program]resources
 }
 
 func start(t *testing.T, nodes int) *run {
 	t.Helper()
 	ctx := context.Background()
-	server, err := devstack.StartPostgres(ctx, devstack.PostgresConfig{})
-	require.NoError(t, err)
-	t.Cleanup(func() { server.Close() })
-	kafka, err := devstack.StartKafka(ctx, devstack.KafkaConfig{Nodes: nodes})
-	require.NoError(t, err)
-	t.Cleanup(func() { kafka.Close() })
-
-	stack := platform.New(t, server.URL("postgres"), kafka.Brokers())
-	stack.Schemas = filepath.Join(platform.Root(), "test", "torture", "schemas")
-	w := &world{history: newHistory(), postgres: server, kafka: kafka, nodes: nodes, database: stack.DatabaseURL, topic: stack.Prefix + ".account"}
-	for range 2 {
-		w.writers = append(w.writers, stack.Writer())
+	w := &world{history: newHistory(), disk: mountDisk(t), nodes: nodes}
+	// The log must fit the small disk, and sessions must be few enough to take.
+	cfg := devstack.PostgresConfig{Settings: map[string]string{"max_wal_size": "128MB", "max_connections": "120", "shared_buffers": "64MB"}}
+	if w.disk != nil {
+		cfg.Dir = filepath.Join(w.disk.path, "data")
 	}
-	for range 2 {
-		w.projectors = append(w.projectors, stack.Projector())
-		w.queries = append(w.queries, stack.Queries())
+	var err error
+	w.postgres, err = devstack.StartPostgres(ctx, cfg)
+	require.NoError(t, err)
+	t.Cleanup(func() { w.postgres.Close() })
+	w.kafka, err = devstack.StartKafka(ctx, devstack.KafkaConfig{Nodes: nodes, Through: func(node int, addr string) string {
+		if node > 0 {
+			return addr
+		}
+		w.toBroker = devstack.StartProxy(t, addr)
+		return w.toBroker.Addr()
+	}})
+	require.NoError(t, err)
+	t.Cleanup(func() { w.kafka.Close() })
+
+	w.database = w.postgres.URL("postgres")
+	w.stack = platform.New(t, w.database, w.kafka.Brokers())
+	w.stack.Schemas = filepath.Join(platform.Root(), "test", "torture", "schemas")
+	w.topic = w.stack.Prefix + ".account"
+	for i := range 2 {
+		w.writers = append(w.writers, w.via(t, i).Writer())
+		w.projectors = append(w.projectors, w.via(t, i).Projector())
+		w.queries = append(w.queries, w.via(t, i).Queries())
 	}
 	load := &workload{history: w.history, streams: 200, problems: make(chan string, 100)}
 	for _, p := range w.writers {
@@ -113,7 +128,24 @@ func start(t *testing.T, nodes int) *run {
 	for _, c := range append(load.writers, load.queries...) {
 		c.HTTP.Timeout = 5 * time.Second // a paused program must not hold its clients
 	}
-	return &run{t, w, load}
+	r := &run{t: t, world: w, clients: load, baseline: make(map[*platform.Program]resources)}
+	for _, p := range w.programs() {
+		r.baseline[p] = readResources(p)
+	}
+	return r
+}
+
+// via returns the stack as the i-th program of its kind sees it: the first one
+// of each reaches the database through a proxy of its own.
+func (w *world) via(t *testing.T, i int) *platform.Stack {
+	if i > 0 {
+		return w.stack
+	}
+	proxy := devstack.StartProxy(t, net.JoinHostPort("127.0.0.1", strconv.Itoa(w.postgres.Port())))
+	w.toDatabase = append(w.toDatabase, proxy)
+	stack := *w.stack
+	stack.DatabaseURL = proxy.URL(w.database)
+	return &stack
 }
 
 // load runs clients and, beside them, whatever breaks things, for a while.
@@ -164,7 +196,8 @@ func (r *run) sampleProgress(ctx context.Context, conn *pgx.Conn, last map[strin
 // log (invariant 16: within a minute).
 func (r *run) heal() {
 	r.t.Helper()
-	for _, p := range append(append(append([]*platform.Program(nil), r.world.writers...), r.world.projectors...), r.world.queries...) {
+	r.world.healNetwork()
+	for _, p := range r.world.programs() {
 		p.Resume()
 		if !p.Running() {
 			r.world.history.fault("%s had ended by itself", p.Name)
@@ -225,13 +258,16 @@ func (r *run) check() topicCounts {
 		r.t.Errorf("%d violations:\n%s\nfaults:\n%s", len(broken), strings.Join(broken[:min(40, len(broken))], "\n"), strings.Join(r.world.history.faults, "\n"))
 	}
 	require.NoError(r.t, conn.Close(ctx)) // no session may be left but the one that counts them
+	r.checkResources()
 	r.checkPrograms()
 	return counts
 }
 
 // checkPrograms checks invariant 17 and that every program still ends in time.
 func (r *run) checkPrograms() {
-	for _, p := range append(append(append([]*platform.Program(nil), r.world.queries...), r.world.projectors...), r.world.writers...) {
+	programs := r.world.programs()
+	slices.Reverse(programs)
+	for _, p := range programs {
 		if code, took := p.Stop(); code != 0 || took > 13*time.Second {
 			r.t.Errorf("%s ended with %d after %v", p.Name, code, took)
 		}
