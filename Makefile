@@ -66,10 +66,10 @@ $(LINT):
 bench:
 	cd test/bench && go run . $(ARGS)
 
-## torture: faults at random under load for DURATION, on servers of its own
+## torture: faults at random under load for DURATION, then 200 graceful stops, on three brokers and servers of its own
 DURATION ?= 10m
 torture:
-	REFOLD_TORTURE=$(DURATION) go test -count=1 -timeout=0 -v ./test/torture/ $(ARGS)
+	REFOLD_TORTURE=$(DURATION) REFOLD_BROKERS=3 REFOLD_STOPS=100 go test -count=1 -timeout=0 -v ./test/torture/ $(ARGS)
 
 ## clean: remove what was built
 clean:

@@ -93,9 +93,12 @@ func (r *request) body() []byte {
 	return raw
 }
 
-// post sends r once.
+// post sends r once, to any writer.
 func (w *workload) post(r *request, rnd *rand.Rand) (platform.Answer, error) {
-	writer := w.writers[rnd.IntN(len(w.writers))]
+	return r.postTo(pick(rnd, w.writers))
+}
+
+func (r *request) postTo(writer *platform.Client) (platform.Answer, error) {
 	return writer.Do(http.MethodPost, "/v1/streams/Account/"+r.Stream+"/events", http.Header{"Idempotency-Key": {r.ID}}, r.body())
 }
 
