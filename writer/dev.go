@@ -30,7 +30,35 @@ func (c *devCommand) Run(ctx context.Context, s *service.Settings) error {
 		return err
 	}
 	defer stop()
-	return serve(ctx, s, writerConfig{admin: c.Admin, addr: c.Addr, migrate: true, relay: true, reads: true}, func() { c.greet(s) })
+	return c.serve(ctx, s)
+}
+
+// serve runs every component in this process.
+func (c *devCommand) serve(ctx context.Context, s *service.Settings) error {
+	h, err := service.NewHost(s, "dev", c.Admin)
+	if err != nil {
+		return err
+	}
+	w, err := service.NewWriter(h, true)
+	if err != nil {
+		return err
+	}
+	feeding, err := service.NewFeeding(h, nil)
+	if err != nil {
+		return err
+	}
+	queries, err := service.NewQueries(h)
+	if err != nil {
+		return err
+	}
+	for _, component := range []service.Component{w, service.NewRelay(h, w), feeding, queries} {
+		h.Add(component)
+	}
+	h.Ready = func() { c.greet(s) }
+	if err := h.Handle(c.Addr); err != nil {
+		return err
+	}
+	return h.Run(ctx)
 }
 
 // postgres starts a database unless one is configured.

@@ -11,12 +11,12 @@ import (
 type cli struct {
 	service.Settings
 
-	Serve   serveCommand   `cmd:"" help:"Append, read the log, serve schemas, and relay to Kafka."`
-	Relay   relayCommand   `cmd:"" help:"Relay to Kafka only."`
-	Dev     devCommand     `cmd:"" help:"Everything in one process, with a Postgres and a broker of its own."`
-	Migrate migrateCommand `cmd:"" help:"Bring the database's schema to the newest version."`
-	Verify  verifyCommand  `cmd:"" help:"Check that sequences and versions are dense and that topics hold exactly the log."`
-	Lint    lintCommand    `cmd:"" help:"Check the contracts of a folder."`
+	Serve   service.WriterCommand `cmd:"" help:"Append, read the log, serve schemas, and relay to Kafka."`
+	Relay   service.RelayCommand  `cmd:"" help:"Relay to Kafka only."`
+	Dev     devCommand            `cmd:"" help:"Everything in one process, with a Postgres and a broker of its own."`
+	Migrate migrateCommand        `cmd:"" help:"Bring the database's schema to the newest version."`
+	Verify  verifyCommand         `cmd:"" help:"Check that sequences and versions are dense and that topics hold exactly the log."`
+	Lint    lintCommand           `cmd:"" help:"Check the contracts of a folder."`
 }
 
 func main() {

@@ -3,6 +3,7 @@ package service
 import (
 	"context"
 	"fmt"
+	"maps"
 	"net/http"
 	"net/http/pprof"
 	"slices"
@@ -17,18 +18,31 @@ import (
 // Health says whether a program is ready. It is safe for concurrent use.
 type Health struct {
 	mu       sync.Mutex
-	checks   map[string]func(context.Context) error
+	checks   map[string]check
 	draining bool
 }
 
-// Check adds a named check of /readyz.
-func (h *Health) Check(name string, check func(context.Context) error) {
+type check struct {
+	ask  func(context.Context) error
+	note bool
+}
+
+// Check adds a named check of /readyz, or replaces the one of that name.
+func (h *Health) Check(name string, ask func(context.Context) error) { h.add(name, check{ask: ask}) }
+
+// Note adds a check that is shown and does not make the program unready, for what
+// it can do without.
+func (h *Health) Note(name string, ask func(context.Context) error) {
+	h.add(name, check{ask: ask, note: true})
+}
+
+func (h *Health) add(name string, c check) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.checks == nil {
-		h.checks = make(map[string]func(context.Context) error)
+		h.checks = make(map[string]check)
 	}
-	h.checks[name] = check
+	h.checks[name] = c
 }
 
 // Drain makes /readyz fail from now on.
@@ -41,33 +55,41 @@ func (h *Health) Drain() {
 // checkTimeout bounds all checks together.
 const checkTimeout = 2 * time.Second
 
-// report returns a line for each check and whether all is well.
+// report asks all checks at once and returns a line for each and whether all is
+// well.
 func (h *Health) report(ctx context.Context) (text string, ready bool) {
 	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
 	defer cancel()
 	h.mu.Lock()
-	checks, draining := h.checks, h.draining
-	names := make([]string, 0, len(checks))
-	for name := range checks {
-		names = append(names, name)
-	}
+	checks, draining := maps.Clone(h.checks), h.draining
 	h.mu.Unlock()
-	slices.Sort(names)
+	names := slices.Sorted(maps.Keys(checks))
+	answers := make([]error, len(names))
+	var all sync.WaitGroup
+	for i, name := range names {
+		all.Go(func() { answers[i] = checks[name].ask(ctx) })
+	}
+	all.Wait()
 	var b strings.Builder
 	ready = !draining
 	if draining {
 		b.WriteString("[-] shutdown: draining\n")
 	}
-	for _, name := range names {
-		if err := checks[name](ctx); err != nil {
-			ready = false
-			fmt.Fprintf(&b, "[-] %s: %v\n", name, err)
-		} else {
+	for i, name := range names {
+		switch err := answers[i]; {
+		case err == nil:
 			fmt.Fprintf(&b, "[+] %s ok\n", name)
+		case checks[name].note:
+			fmt.Fprintf(&b, "[!] %s: %s (the program works without it)\n", name, oneLine(err))
+		default:
+			ready = false
+			fmt.Fprintf(&b, "[-] %s: %s\n", name, oneLine(err))
 		}
 	}
 	return b.String(), ready
 }
+
+func oneLine(err error) string { return strings.Join(strings.Fields(err.Error()), " ") }
 
 // AdminHandler serves /livez, which never looks at anything else, /readyz,
 // /metrics and /debug/pprof.

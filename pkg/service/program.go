@@ -51,7 +51,7 @@ func (p Program) run(ctx context.Context, cli CommandLine, args []string) int {
 
 func (p Program) command(ctx context.Context, cli CommandLine, args []string) error {
 	parser, err := kong.New(cli, kong.Name(p.Name), kong.Description(p.Description), kong.DefaultEnvars("REFOLD"), kong.ShortUsageOnError(),
-		kong.ConfigureHelp(kong.HelpOptions{Compact: true, NoExpandSubcommands: true}), kong.Vars{"version": p.Name + " " + Version() + "\n"},
+		kong.ConfigureHelp(kong.HelpOptions{Compact: true, NoExpandSubcommands: true}), kong.Vars{"drain_delay": "2s", "version": p.Name + " " + Version() + "\n"},
 		kong.ExplicitGroups([]kong.Group{{Key: "Settings", Title: "Settings of all programs:"}, {Key: "Connections", Title: "Connections:"}}))
 	if err != nil {
 		panic(err) // the struct is wrong

@@ -82,8 +82,12 @@ type part struct {
 	err  error
 }
 
-// stopTimeout bounds stopping after the drain delay.
-const stopTimeout = 10 * time.Second
+// stopTimeout bounds stopping after the drain delay, serverTimeout what of it a
+// server may take to answer the requests under way.
+const (
+	stopTimeout   = 10 * time.Second
+	serverTimeout = 4 * time.Second
+)
 
 // Add adds a part.
 func (s *Service) Add(name string, run func(context.Context) error) {
@@ -97,9 +101,11 @@ func (s *Service) Serve(name, addr string, handler http.Handler) (net.Addr, erro
 	if err != nil {
 		return nil, fmt.Errorf("listening for the %s: %w", name, err)
 	}
-	server := &http.Server{Handler: handler, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 15 * time.Second, IdleTimeout: 60 * time.Second,
+	base, abandon := context.WithCancel(context.Background())
+	server := &http.Server{Handler: handler, BaseContext: func(net.Listener) context.Context { return base }, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 15 * time.Second, IdleTimeout: 60 * time.Second,
 		MaxHeaderBytes: 64 << 10, ErrorLog: slog.NewLogLogger(s.Log.Handler(), slog.LevelDebug)}
 	s.Add(name, func(ctx context.Context) error {
+		defer abandon()
 		failed := make(chan error, 1)
 		go func() { failed <- server.Serve(listener) }()
 		select {
@@ -107,7 +113,10 @@ func (s *Service) Serve(name, addr string, handler http.Handler) (net.Addr, erro
 			return err
 		case <-ctx.Done():
 		}
-		closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTimeout-2*time.Second)
+		// Streams that never end by themselves are cut after half of the time.
+		cut := time.AfterFunc(serverTimeout/2, abandon)
+		defer cut.Stop()
+		closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), serverTimeout)
 		defer cancel()
 		if err := server.Shutdown(closing); err != nil {
 			server.Close()

@@ -54,7 +54,7 @@ type Kafka struct {
 // `embed:"" set:"admin_port=9080"`.
 type Admin struct {
 	AdminAddr  string        `help:"Where health, metrics and profiles are served." default:"127.0.0.1:${admin_port}" env:"REFOLD_ADMIN_ADDR"`
-	DrainDelay time.Duration `help:"How long work goes on after SIGTERM made /readyz fail, so that load balancers notice." default:"2s" env:"REFOLD_DRAIN_DELAY"`
+	DrainDelay time.Duration `help:"How long work goes on after SIGTERM made /readyz fail, so that load balancers notice." default:"${drain_delay}" env:"REFOLD_DRAIN_DELAY"`
 }
 
 func (s *Settings) settings() *Settings { return s }

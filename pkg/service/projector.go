@@ -1,0 +1,160 @@
+package service
+
+import (
+	"context"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/refoldhq/refold/pkg/avro"
+	"github.com/refoldhq/refold/pkg/engine"
+	"github.com/refoldhq/refold/pkg/eventstore"
+	"github.com/refoldhq/refold/pkg/projection"
+	"github.com/refoldhq/refold/pkg/query"
+	"github.com/refoldhq/refold/pkg/readmodel"
+	"github.com/refoldhq/refold/pkg/registry"
+)
+
+// ProjectorCommand is `projector run`: it feeds projections. A custom projector
+// has it as a command of its own.
+type ProjectorCommand struct {
+	Admin `embed:"" set:"admin_port=9081" set:"drain_delay=0s"`
+
+	Names []string `arg:"" optional:"" help:"Projections to feed."`
+}
+
+// Run feeds projections until it is told to stop.
+func (c *ProjectorCommand) Run(ctx context.Context, s *Settings) error {
+	h, err := NewHost(s, "projector", c.Admin)
+	if err != nil {
+		return err
+	}
+	f, err := NewFeeding(h, c.Names)
+	if err != nil {
+		return err
+	}
+	h.Add(f)
+	return h.Run(ctx)
+}
+
+// Feeding is the component that feeds projections from the topics.
+type Feeding struct {
+	host        *Host
+	names       []string
+	contracts   *avro.Contracts
+	definitions []*projection.Definition
+	broker      *broker
+	pool        *pgxpool.Pool
+	engine      *engine.Engine
+	feeds       []engine.Feed
+}
+
+// NewFeeding reads contracts and definitions and returns the component, for all
+// projections without names. It does not dial.
+func NewFeeding(h *Host, names []string) (*Feeding, error) {
+	contracts, err := h.Settings.Contracts()
+	if err != nil {
+		return nil, Usage(err).Try("writer lint")
+	}
+	definitions, err := h.Settings.Definitions()
+	if err != nil {
+		return nil, Usage(err).Try("projector lint")
+	}
+	return &Feeding{host: h, names: names, contracts: contracts, definitions: definitions, broker: &broker{cfg: h.Settings.Brokers("projector")}}, nil
+}
+
+// Name is "projections".
+func (f *Feeding) Name() string { return "projections" }
+
+// Start waits for the schema, Kafka and the categories, and makes version 1 of
+// what has none.
+func (f *Feeding) Start(ctx context.Context, h *Host) (err error) {
+	s := h.Settings
+	if f.pool == nil {
+		if f.pool, err = h.open(ctx, "projector", 4, 30*time.Second); err != nil {
+			return err
+		}
+		h.checkDatabase(f.pool)
+		h.Health.Check("kafka", f.broker.ping)
+		f.engine = engine.New(engine.Config{DatabaseURL: s.DatabaseURL, Kafka: f.broker.cfg, Prefix: s.Prefix, Owner: s.Owner()}, f.pool,
+			registry.New(f.pool), eventstore.NewReader(f.pool), h.Log, h.Registry)
+	}
+	if err := checkSchema(ctx, f.pool); err != nil {
+		return err
+	}
+	if f.feeds, err = engine.Setup(ctx, f.pool, f.contracts, f.definitions, f.names); err != nil {
+		return err
+	}
+	return f.broker.ping(ctx)
+}
+
+// Run feeds until ctx ends.
+func (f *Feeding) Run(ctx context.Context) error {
+	defer f.pool.Close()
+	defer f.broker.close()
+	return f.engine.Run(ctx, f.feeds)
+}
+
+// QueryCommand is `projector serve`: it serves read models.
+type QueryCommand struct {
+	Admin `embed:"" set:"admin_port=9082"`
+
+	Addr string `help:"Where read models are served." default:"127.0.0.1:8081"`
+}
+
+// Run serves read models until it is told to stop.
+func (c *QueryCommand) Run(ctx context.Context, s *Settings) error {
+	h, err := NewHost(s, "queries", c.Admin)
+	if err != nil {
+		return err
+	}
+	q, err := NewQueries(h)
+	if err != nil {
+		return err
+	}
+	h.Add(q)
+	if err := h.Handle(c.Addr); err != nil {
+		return err
+	}
+	return h.Run(ctx)
+}
+
+// Queries is the component that serves read models.
+type Queries struct {
+	contracts *avro.Contracts
+	watcher   *readmodel.Watcher
+	pool      *pgxpool.Pool
+}
+
+// NewQueries reads the contracts and returns the component. It does not dial.
+func NewQueries(h *Host) (*Queries, error) {
+	contracts, err := h.Settings.Contracts()
+	if err != nil {
+		return nil, Usage(err).Try("writer lint")
+	}
+	return &Queries{contracts: contracts, watcher: readmodel.NewWatcher(h.Settings.DatabaseURL)}, nil
+}
+
+// Name is "queries".
+func (q *Queries) Name() string { return "queries" }
+
+// Start waits for the schema and adds the query API.
+func (q *Queries) Start(ctx context.Context, h *Host) (err error) {
+	if q.pool == nil {
+		if q.pool, err = h.open(ctx, "queries", 16, 5*time.Second); err != nil {
+			return err
+		}
+		h.checkDatabase(q.pool)
+	}
+	if err := checkSchema(ctx, q.pool); err != nil {
+		return err
+	}
+	query.New(readmodel.NewReader(q.pool, q.watcher), readmodel.NewCatalogue(q.pool), readmodel.NewPlans(q.contracts).Plan).Register(h.Mux)
+	return nil
+}
+
+// Run watches progress for those who wait, until ctx ends.
+func (q *Queries) Run(ctx context.Context) error {
+	defer q.pool.Close()
+	return q.watcher.Run(ctx)
+}

@@ -1,0 +1,212 @@
+package service
+
+import (
+	"context"
+	"net/http"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/refoldhq/refold/pkg/api"
+	"github.com/refoldhq/refold/pkg/avro"
+	"github.com/refoldhq/refold/pkg/eventstore"
+	"github.com/refoldhq/refold/pkg/kafka"
+	"github.com/refoldhq/refold/pkg/postgres"
+	"github.com/refoldhq/refold/pkg/registry"
+	"github.com/refoldhq/refold/pkg/relay"
+)
+
+// WriterCommand is `writer serve`: it appends, reads the log, serves schemas and
+// relays. A custom writer has it as a command of its own with extensions.
+type WriterCommand struct {
+	Admin `embed:"" set:"admin_port=9080"`
+
+	Addr    string `help:"Where the API is served." default:"127.0.0.1:8080"`
+	Migrate string `help:"Migrate the database at the start: on or off." enum:"on,off" default:"on"`
+	Relay   string `help:"Relay to Kafka in this process: on or off." enum:"on,off" default:"on"`
+
+	// Extensions add to the API, for instance the commands of aggregates.
+	Extensions []Extension `kong:"-"`
+}
+
+// Extension adds to the write side's API once the database is up. What it needs
+// is in deps. It is called once.
+type Extension func(mux *http.ServeMux, deps api.Deps) error
+
+// Run serves until it is told to stop.
+func (c *WriterCommand) Run(ctx context.Context, s *Settings) error {
+	h, err := NewHost(s, "writer", c.Admin)
+	if err != nil {
+		return err
+	}
+	w, err := NewWriter(h, c.Migrate == "on", c.Extensions...)
+	if err != nil {
+		return err
+	}
+	h.Add(w)
+	if c.Relay == "on" {
+		h.Add(NewRelay(h, w))
+	}
+	if err := h.Handle(c.Addr); err != nil {
+		return err
+	}
+	return h.Run(ctx)
+}
+
+// Writer is the component that appends, reads the log and serves schemas.
+type Writer struct {
+	host       *Host
+	migrate    bool
+	extensions []Extension
+	contracts  *avro.Contracts
+	store      *eventstore.Store
+	committed  wake
+	pool       *pgxpool.Pool
+}
+
+// NewWriter reads the contracts and returns the component. It does not dial.
+func NewWriter(h *Host, migrate bool, extensions ...Extension) (*Writer, error) {
+	contracts, err := h.Settings.Contracts()
+	if err != nil {
+		return nil, Usage(err).Try("writer lint")
+	}
+	w := &Writer{host: h, migrate: migrate, extensions: extensions, contracts: contracts, committed: newWake(),
+		store: eventstore.New(eventstore.Config{DatabaseURL: h.Settings.DatabaseURL}, h.Log, h.Registry)}
+	w.store.OnCommit(func(string, []int) { w.committed.set() })
+	return w, nil
+}
+
+// Name is "writer".
+func (w *Writer) Name() string { return "writer" }
+
+// Start brings the database to what the writer needs and adds the API.
+func (w *Writer) Start(ctx context.Context, h *Host) (err error) {
+	if w.pool == nil {
+		if w.pool, err = h.open(ctx, "writer", 8, 10*time.Second); err != nil {
+			return err
+		}
+		h.checkDatabase(w.pool)
+	}
+	if w.migrate {
+		err = postgres.Migrate(ctx, w.pool)
+	} else {
+		err = checkSchema(ctx, w.pool)
+	}
+	if err != nil {
+		return err
+	}
+	topic := func(category string) string { return kafka.TopicName(h.Settings.Prefix, category) }
+	schemas := registry.New(w.pool)
+	ids, err := schemas.RegisterContracts(ctx, w.contracts, topic)
+	if err != nil {
+		return err
+	}
+	var specs []eventstore.CategorySpec
+	for _, c := range w.contracts.Categories() {
+		specs = append(specs, eventstore.CategorySpec{Name: c.Name, Slots: c.Slots, Partitions: c.Partitions, Topic: topic(c.Name)})
+	}
+	if err := w.store.EnsureCategories(ctx, w.pool, specs); err != nil {
+		return err
+	}
+	deps := api.Deps{Store: w.store, Pool: w.pool, Registry: schemas, Contracts: w.contracts, SchemaIDs: ids, Logger: h.Log}
+	api.New(api.Config{}, deps).Register(h.Mux)
+	for _, extend := range w.extensions {
+		if err := extend(h.Mux, deps); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// announcePause bounds how often other processes are told that there are new
+// events: one NOTIFY for however many commits, outside of any append.
+const announcePause = 5 * time.Millisecond
+
+// Run appends until ctx ends.
+func (w *Writer) Run(ctx context.Context) error {
+	defer w.pool.Close()
+	announcing, stop := context.WithCancel(ctx)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		w.committed.each(announcing, announcePause, func() {
+			if _, err := w.pool.Exec(announcing, `notify refold_log`); err != nil && announcing.Err() == nil {
+				w.host.Log.Debug("announcing events", "err", err) // others poll
+			}
+		})
+	}()
+	err := w.store.Run(ctx)
+	stop()
+	<-done
+	return err
+}
+
+// RelayCommand is `writer relay`: it only relays.
+type RelayCommand struct {
+	Admin `embed:"" set:"admin_port=9080" set:"drain_delay=0s"`
+}
+
+// Run relays until it is told to stop.
+func (c *RelayCommand) Run(ctx context.Context, s *Settings) error {
+	h, err := NewHost(s, "relay", c.Admin)
+	if err != nil {
+		return err
+	}
+	h.Add(NewRelay(h, nil))
+	return h.Run(ctx)
+}
+
+// Relay is the component that carries the log to Kafka.
+type Relay struct {
+	relay  *relay.Relay
+	broker *broker
+	pool   *pgxpool.Pool // nil: it works beside a writer, which has migrated
+	beside bool
+}
+
+// NewRelay returns the component. A writer of the same process wakes it; without
+// one it waits for the schema.
+func NewRelay(h *Host, beside *Writer) *Relay {
+	brokers := h.Settings.Brokers("relay")
+	r := &Relay{broker: &broker{cfg: brokers}, beside: beside != nil,
+		relay: relay.New(relay.Config{DatabaseURL: h.Settings.DatabaseURL, Kafka: brokers}, h.Log, h.Registry)}
+	if beside != nil {
+		beside.store.OnCommit(func(string, []int) { r.relay.Wake() })
+	}
+	return r
+}
+
+// Name is "relay".
+func (r *Relay) Name() string { return "relay" }
+
+// Start waits for the schema. Beside a writer it does not wait for Kafka, whose
+// absence only delays events; the line in /readyz is a note then.
+func (r *Relay) Start(ctx context.Context, h *Host) (err error) {
+	if r.beside {
+		if _, err := r.broker.cfg.Options(); err != nil {
+			return Usage(err).Try("set KAFKA_BOOTSTRAP_SERVERS, or switch the relay off with --relay=off")
+		}
+		h.Health.Note("kafka", r.broker.ping)
+		return nil
+	}
+	if r.pool == nil {
+		if r.pool, err = h.open(ctx, "relay", 2, 10*time.Second); err != nil {
+			return err
+		}
+		h.checkDatabase(r.pool)
+		h.Health.Check("kafka", r.broker.ping)
+	}
+	if err := checkSchema(ctx, r.pool); err != nil {
+		return err
+	}
+	return r.broker.ping(ctx)
+}
+
+// Run relays until ctx ends.
+func (r *Relay) Run(ctx context.Context) error {
+	defer r.broker.close()
+	if r.pool != nil {
+		defer r.pool.Close()
+	}
+	return r.relay.Run(ctx)
+}
