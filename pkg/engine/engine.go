@@ -21,7 +21,6 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -69,13 +68,13 @@ type Feed struct {
 
 // Engine runs feeds. Run may be called once.
 type Engine struct {
-	cfg     Config
-	schemas Schemas
-	events  Log
-	pool    *pgxpool.Pool
-	log     *slog.Logger
-	metrics *metrics
-	moved   atomic.Bool // progress was committed and not announced yet
+	cfg       Config
+	schemas   Schemas
+	events    Log
+	pool      *pgxpool.Pool
+	log       *slog.Logger
+	metrics   *metrics
+	announcer *announcer
 }
 
 // New returns an engine. It does not dial; Run does.
@@ -86,7 +85,8 @@ func New(cfg Config, pool *pgxpool.Pool, schemas Schemas, events Log, log *slog.
 	if cfg.CacheBytes == 0 {
 		cfg.CacheBytes = 16 << 20
 	}
-	return &Engine{cfg: cfg, schemas: schemas, events: events, pool: pool, log: log, metrics: newMetrics(reg)}
+	return &Engine{cfg: cfg, schemas: schemas, events: events, pool: pool, log: log, metrics: newMetrics(reg),
+		announcer: newAnnouncer(cfg.DatabaseURL, log)}
 }
 
 // Run feeds until ctx ends, then commits what is under way and returns nil.
@@ -95,7 +95,7 @@ func (e *Engine) Run(ctx context.Context, feeds []Feed) error {
 	for _, feed := range feeds {
 		all.Go(func() { e.keepFeeding(ctx, feed) })
 	}
-	all.Go(func() { e.announce(ctx) })
+	all.Go(func() { e.announcer.run(ctx) })
 	all.Wait()
 	return nil
 }
@@ -128,26 +128,6 @@ func wait(ctx context.Context, d time.Duration) {
 	select {
 	case <-ctx.Done():
 	case <-timer.C:
-	}
-}
-
-// announce tells queries that progress has moved: one NOTIFY for however many
-// commits, outside of them.
-func (e *Engine) announce(ctx context.Context) {
-	tick := time.NewTicker(2 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-		}
-		if !e.moved.Swap(false) {
-			continue
-		}
-		if _, err := e.pool.Exec(ctx, `notify refold_progress`); err != nil && ctx.Err() == nil {
-			e.log.Debug("announcing progress", "err", err) // queries poll as well
-		}
 	}
 }
 

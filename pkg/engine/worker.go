@@ -18,6 +18,7 @@ import (
 	"github.com/refoldhq/refold/pkg/kafka"
 	"github.com/refoldhq/refold/pkg/postgres"
 	"github.com/refoldhq/refold/pkg/projection"
+	"github.com/refoldhq/refold/pkg/readmodel"
 	"github.com/refoldhq/refold/pkg/registry"
 )
 
@@ -165,12 +166,25 @@ func (w *worker) work(records []*kgo.Record) error {
 	}
 	w.next = b.to
 	e := w.feeder.engine
-	e.moved.Store(true)
+	e.announcer.announce(w.announcement(b))
 	e.metrics.applied.WithLabelValues(w.feeder.feed.Version.Projection).Add(float64(b.applied))
 	e.metrics.parked.WithLabelValues(w.feeder.feed.Version.Projection).Add(float64(len(b.parkedEvents)))
 	e.metrics.duration.Observe(time.Since(start).Seconds())
 	w.commitOffset()
 	return nil
+}
+
+// announcement says what a batch that was committed has changed.
+func (w *worker) announcement(b *batch) readmodel.Announcement {
+	v := w.feeder.feed.Version
+	a := readmodel.Announcement{Projection: v.Projection, Version: v.Number, Category: w.category.Name, Generation: w.category.Generation, Partition: w.partition,
+		From: b.from, To: b.to, Seqs: slices.Clone(w.seqs.seqs), Many: len(b.touched) > readmodel.MaxAnnouncedKeys}
+	if !a.Many {
+		for key := range b.touched {
+			a.Keys = append(a.Keys, readmodel.HashKey(key))
+		}
+	}
+	return a
 }
 
 // commitOffset tells Kafka as well, so that lag shows in the usual tools. The
