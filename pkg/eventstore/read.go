@@ -99,13 +99,18 @@ func (r *Reader) events(ctx context.Context, category, sql string, args ...any) 
 	if err != nil {
 		return nil, fmt.Errorf("reading events of %s: %w", category, err)
 	}
+	return collectEvents(rows, category)
+}
+
+// collectEvents reads rows of [columns] and the predecessor's id.
+func collectEvents(rows pgx.Rows, category string) ([]event.Event, error) {
 	var list []event.Event
 	var e event.Event
 	var slot int16
 	var id [16]byte
 	var prev *[16]byte
 	var at, recorded time.Time
-	_, err = pgx.ForEachRow(rows, []any{&slot, &e.Seq, &e.Version, &id, &at, &recorded, &e.Stream, &e.Type, &e.Value,
+	_, err := pgx.ForEachRow(rows, []any{&slot, &e.Seq, &e.Version, &id, &at, &recorded, &e.Stream, &e.Type, &e.Value,
 		&e.Metadata.Actor, &e.Metadata.CorrelationID, &e.Metadata.CausationID, &e.Metadata.Traceparent, &prev}, func() error {
 		e.Category, e.Slot, e.ID, e.Time, e.Recorded, e.PrevID = category, int(slot), id, event.TimeOf(at), event.TimeOf(recorded), event.ID{}
 		if prev != nil {

@@ -1,0 +1,122 @@
+package aggregate
+
+import (
+	"container/list"
+	"context"
+	"hash/maphash"
+	"sync"
+)
+
+// cache keeps aggregates warm and gives each to one caller at a time: callers of
+// one aggregate would only make one another lose races. It holds a bounded
+// number of idle aggregates and drops those that were used longest ago.
+type cache[A any] struct {
+	seed   maphash.Seed
+	shards [16]shard[A]
+}
+
+type shard[A any] struct {
+	mu    sync.Mutex // guards all below, and the slots' users and place
+	slots map[string]*slot[A]
+	idle  *list.List // of *slot[A], the one used last in front
+	max   int
+}
+
+// slot is one aggregate. Whoever has taken lock may use live.
+type slot[A any] struct {
+	id    string
+	lock  chan struct{} // holds an element while somebody has the slot
+	live  *A            // nil: to be loaded
+	users int           // callers that have it or wait for it
+	place *list.Element // in idle, when there are none
+}
+
+func newCache[A any](size int) *cache[A] {
+	c := &cache[A]{seed: maphash.MakeSeed()}
+	for i := range c.shards {
+		c.shards[i] = shard[A]{slots: make(map[string]*slot[A]), idle: list.New(), max: max(1, size/len(c.shards))}
+	}
+	return c
+}
+
+func (c *cache[A]) shard(id string) *shard[A] {
+	return &c.shards[maphash.String(c.seed, id)%uint64(len(c.shards))]
+}
+
+// acquire waits until nobody else has the aggregate.
+func (c *cache[A]) acquire(ctx context.Context, id string) (*slot[A], error) {
+	s := c.shard(id)
+	s.mu.Lock()
+	e := s.slots[id]
+	if e == nil {
+		e = &slot[A]{id: id, lock: make(chan struct{}, 1)} // one: it is a mutex that can be waited for with a context
+		s.slots[id] = e
+	}
+	e.users++
+	if e.place != nil {
+		s.idle.Remove(e.place)
+		e.place = nil
+	}
+	s.mu.Unlock()
+	select {
+	case e.lock <- struct{}{}:
+		return e, nil
+	default:
+	}
+	select {
+	case e.lock <- struct{}{}:
+		return e, nil
+	case <-ctx.Done():
+		s.leave(e)
+		return nil, context.Cause(ctx)
+	}
+}
+
+// release gives the aggregate to the next caller.
+func (c *cache[A]) release(e *slot[A]) {
+	<-e.lock
+	c.shard(e.id).leave(e)
+}
+
+// leave counts a user off. The last one, whom no other can disturb any more, finds
+// out whether there is something to keep.
+func (s *shard[A]) leave(e *slot[A]) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if e.users--; e.users > 0 {
+		return
+	}
+	if e.live == nil {
+		delete(s.slots, e.id)
+		return
+	}
+	e.place = s.idle.PushFront(e)
+	for s.idle.Len() > s.max {
+		oldest := s.idle.Remove(s.idle.Back()).(*slot[A])
+		delete(s.slots, oldest.id)
+	}
+}
+
+// forget drops an aggregate that somebody else has changed, unless it is in use:
+// its user finds out by its version.
+func (c *cache[A]) forget(id string) {
+	s := c.shard(id)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if e := s.slots[id]; e != nil && e.place != nil {
+		s.idle.Remove(e.place)
+		delete(s.slots, id)
+	}
+}
+
+// clear drops all aggregates that are not in use.
+func (c *cache[A]) clear() {
+	for i := range c.shards {
+		s := &c.shards[i]
+		s.mu.Lock()
+		for s.idle.Len() > 0 {
+			delete(s.slots, s.idle.Remove(s.idle.Back()).(*slot[A]).id)
+		}
+		s.mu.Unlock()
+	}
+}

@@ -1,0 +1,104 @@
+// Package aggregate is the write side for programs in Go: aggregates are plain
+// structs whose commands check rules and raise events.
+//
+// # An aggregate
+//
+// It embeds a [Root], which keeps its id, its version and what was raised and is
+// not stored yet. Each event is a struct with an Apply method that says what it
+// changes; [Raise] applies an event and keeps it. A [Definition] binds event
+// types to structs and names the commands; it is checked against the contracts
+// once, at the start.
+//
+//	type Account struct {
+//		aggregate.Root
+//		Balance int64
+//	}
+//
+//	func (e Deposited) Apply(a *Account) { a.Balance += e.Amount }
+//
+//	func (a *Account) Withdraw(c Withdraw) error {
+//		if c.Amount > a.Balance {
+//			return ErrOverdrawn
+//		}
+//		aggregate.Raise(a, Withdrawn{Amount: c.Amount})
+//		return nil
+//	}
+//
+// State is changed by Apply methods and by nothing else: what a command writes
+// into a field without an event is lost, and package refoldtest finds it. All
+// fields of the state are exported, for it travels as JSON in snapshots.
+//
+// # Running commands
+//
+// A [Runtime] holds what all aggregates of a process share; [Open] gives the
+// [Repository] of one type. [Repository.Execute] loads, runs a function and
+// appends what it raised at the version that was loaded. Somebody else's append
+// in between is a lost race: the function is run again on the fresh state.
+// Aggregates stay warm in a cache. An append from the cache is judged by its
+// expected version like any other, and a refusal or an answer without events is
+// given only after a look at the log has shown that the state was fresh: so the
+// cache changes no answer.
+package aggregate
+
+import (
+	"github.com/refoldhq/refold/pkg/event"
+	"github.com/refoldhq/refold/pkg/eventstore"
+)
+
+// Root is what the package needs to know of an aggregate. Embed it. The zero
+// value is an aggregate that has no events and no id.
+type Root struct {
+	id       string
+	version  int64 // of the last stored event
+	last     event.ID
+	recorded event.Time // of that event
+	pending  []any
+	since    since
+}
+
+// since is what has come after the newest snapshot, or after the beginning.
+type since struct {
+	events   int
+	bytes    int
+	recorded event.Time // of the snapshot's event, or of the first event
+}
+
+// ID returns the id of the aggregate's stream.
+func (r *Root) ID() string { return r.id }
+
+// Version returns the version of the last event that is stored; 0 for none.
+func (r *Root) Version() int64 { return r.version }
+
+// Uncommitted returns the events that were raised and are not stored yet, in
+// order. The caller must not change it.
+func (r *Root) Uncommitted() []any { return r.pending }
+
+func (r *Root) root() *Root { return r }
+
+// rooted is what embeds a Root, and only that.
+type rooted interface{ root() *Root }
+
+// Pointer is the pointer to an aggregate: *A, where A embeds a [Root].
+type Pointer[A any] interface {
+	*A
+	rooted
+}
+
+// Event is an event of the aggregate A. Apply changes the state as the event
+// says; it must not fail and must depend on nothing but the event and the state.
+type Event[A any] interface{ Apply(*A) }
+
+// Claim is a value that no two streams may hold at once within a namespace.
+type Claim = eventstore.Claim
+
+// Claimer is an aggregate that holds claims. Claims returns all that it holds in
+// its present state. What a command adds to them is taken, and what it removes
+// is released, in the transaction of its events.
+type Claimer interface{ Claims() []Claim }
+
+// Raise applies an event to an aggregate and keeps it until it is stored.
+func Raise[A any, P Pointer[A]](a P, e Event[A]) {
+	r := a.root()
+	r.pending = append(r.pending, e)
+	e.Apply(a)
+}

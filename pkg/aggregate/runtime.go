@@ -1,0 +1,220 @@
+package aggregate
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/refoldhq/refold/pkg/avro"
+	"github.com/refoldhq/refold/pkg/event"
+	"github.com/refoldhq/refold/pkg/eventstore"
+	"github.com/refoldhq/refold/pkg/postgres"
+	"github.com/refoldhq/refold/pkg/registry"
+)
+
+// Config bounds a runtime. The zero value of each field takes its default.
+type Config struct {
+	// CacheSize is how many aggregates of each type stay warm; 16,384.
+	CacheSize int
+	// Attempts is how often a function is run when races are lost; 16.
+	Attempts int
+	// Snapshots says when snapshots are written.
+	Snapshots Policy
+}
+
+// Schemas finds the schemas that events were written with.
+type Schemas interface {
+	SchemaByID(ctx context.Context, id int) (*avro.Schema, error)
+}
+
+// Deps are what a runtime stands on. The store must know the categories before
+// the first call.
+type Deps struct {
+	Store     *eventstore.Store
+	Pool      *pgxpool.Pool
+	Schemas   Schemas
+	Contracts *avro.Contracts
+	// SchemaIDs are those of the newest version of every event type.
+	SchemaIDs registry.IDs
+	Logger    *slog.Logger
+	Metrics   prometheus.Registerer
+}
+
+// Runtime is what the aggregates of a process share. It is safe for concurrent use.
+type Runtime struct {
+	cfg       Config
+	deps      Deps
+	reader    *eventstore.Reader
+	snapshots *eventstore.Snapshots
+	metrics   *metrics
+	jobs      chan job
+
+	mu       sync.RWMutex
+	handlers map[string]Handler
+}
+
+// Type is a [Definition] of any aggregate.
+type Type interface {
+	Category() string
+	open(rt *Runtime) (Handler, error)
+}
+
+// Handler is a [Repository] of any aggregate, as servers need it.
+type Handler interface {
+	Category() string
+	Commands() []CommandInfo
+	// Run carries out a named command, see [Definition.Decode] and [Repository.Execute].
+	Run(ctx context.Context, id, command string, body []byte, options ...Option) (*Result, error)
+	// At returns the state of an aggregate at a moment, see [Repository.At].
+	At(ctx context.Context, id string, when Moment) (View, error)
+	// Replay calls visit with each event after a version and the state then.
+	Replay(ctx context.Context, id string, after int64, visit func(e *event.Event, state json.RawMessage) error) error
+
+	snapshot(ctx context.Context, id string) error
+	sweep(ctx context.Context) error
+	forgetAll()
+}
+
+// NewRuntime checks the types against the contracts and returns the runtime. It
+// does not dial; Run does the work that is not on the way of a call.
+func NewRuntime(cfg Config, deps Deps, types ...Type) (*Runtime, error) {
+	if cfg.CacheSize == 0 {
+		cfg.CacheSize = 16384
+	}
+	if cfg.Attempts == 0 {
+		cfg.Attempts = 16
+	}
+	if cfg.Snapshots == (Policy{}) {
+		cfg.Snapshots = DefaultPolicy
+	}
+	rt := &Runtime{cfg: cfg, deps: deps, reader: eventstore.NewReader(deps.Pool), snapshots: eventstore.NewSnapshots(deps.Pool), metrics: newMetrics(deps.Metrics),
+		jobs: make(chan job, maxJobs), handlers: make(map[string]Handler)}
+	var failures []error
+	for _, t := range types {
+		if rt.handlers[t.Category()] != nil {
+			failures = append(failures, fmt.Errorf("two aggregates have the category %s", t.Category()))
+			continue
+		}
+		handler, err := t.open(rt)
+		failures = append(failures, err)
+		rt.handlers[t.Category()] = handler
+	}
+	if err := errors.Join(failures...); err != nil {
+		return nil, err
+	}
+	return rt, nil
+}
+
+// Open returns the repository of an aggregate type. It is the same one however
+// often it is opened.
+func Open[A any](rt *Runtime, d *Definition[A]) (*Repository[A], error) {
+	rt.mu.Lock()
+	defer rt.mu.Unlock()
+	if h := rt.handlers[d.category]; h != nil {
+		r, ok := h.(*Repository[A])
+		if !ok {
+			return nil, fmt.Errorf("the category %s belongs to another aggregate, %T", d.category, h)
+		}
+		return r, nil
+	}
+	h, err := d.open(rt)
+	if err != nil {
+		return nil, err
+	}
+	rt.handlers[d.category] = h
+	return h.(*Repository[A]), nil
+}
+
+// Handler returns the repository of a category.
+func (rt *Runtime) Handler(category string) (Handler, bool) {
+	rt.mu.RLock()
+	defer rt.mu.RUnlock()
+	h, ok := rt.handlers[category]
+	return h, ok
+}
+
+// Commands returns all named commands, by category and name.
+func (rt *Runtime) Commands() []CommandInfo {
+	rt.mu.RLock()
+	defer rt.mu.RUnlock()
+	var list []CommandInfo
+	for _, h := range rt.handlers {
+		list = append(list, h.Commands()...)
+	}
+	slices.SortFunc(list, func(a, b CommandInfo) int {
+		return strings.Compare(a.Category+"/"+a.Name, b.Category+"/"+b.Name)
+	})
+	return list
+}
+
+func (rt *Runtime) all() []Handler {
+	rt.mu.RLock()
+	defer rt.mu.RUnlock()
+	var list []Handler
+	for _, h := range rt.handlers {
+		list = append(list, h)
+	}
+	return list
+}
+
+// Run writes snapshots, sweeps old ones and watches for a failover of the
+// database, until ctx ends.
+func (rt *Runtime) Run(ctx context.Context) error {
+	var all sync.WaitGroup
+	all.Go(func() { rt.writeSnapshots(ctx) })
+	all.Go(func() { rt.watchIncarnation(ctx) })
+	all.Wait()
+	return nil
+}
+
+// watchIncarnation drops what is warm when the database is another incarnation:
+// after a failover that has lost the tail of the log, other events may stand
+// under the versions of those that were folded here.
+func (rt *Runtime) watchIncarnation(ctx context.Context) {
+	var last postgres.Incarnation
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for {
+		now, err := postgres.ReadIncarnation(ctx, rt.deps.Pool)
+		if err != nil || now != last {
+			for _, h := range rt.all() {
+				h.forgetAll()
+			}
+		}
+		if err == nil {
+			last = now
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+// replay returns the result of what was done under the order's key, or nil.
+func (rt *Runtime) replay(ctx context.Context, o *order, hash []byte) (*eventstore.Result, error) {
+	if o.key == "" {
+		return nil, nil
+	}
+	outcome, err := rt.reader.OutcomeOf(ctx, o.key)
+	switch {
+	case errors.Is(err, eventstore.ErrNoOutcome):
+		return nil, nil
+	case err != nil:
+		return nil, err
+	case !bytes.Equal(outcome.Hash, hash):
+		return nil, eventstore.ErrKeyReused
+	}
+	return outcome.Result, nil
+}

@@ -1,0 +1,145 @@
+package aggregate
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"slices"
+
+	"github.com/refoldhq/refold/pkg/eventstore"
+)
+
+// Unit is a change of several aggregates that takes effect as one. It is good
+// within the function of [Runtime.Together] and not safe for concurrent use.
+type Unit struct {
+	ctx     context.Context // that of Together, so that In need not repeat it
+	rt      *Runtime
+	members []member
+}
+
+// member is one aggregate of a unit.
+type member interface {
+	is(category, id string) bool
+	// request returns what is to be appended, and false if nothing was raised.
+	request() (eventstore.Append, bool, error)
+	// done notes that it was stored.
+	done()
+}
+
+type memberOf[A any] struct {
+	repository *Repository[A]
+	a          *A
+	held       []Claim
+}
+
+func (m *memberOf[A]) is(category, id string) bool {
+	return m.repository.codec.d.category == category && m.repository.codec.Root(m.a).id == id
+}
+
+func (m *memberOf[A]) request() (eventstore.Append, bool, error) {
+	if len(m.repository.codec.Root(m.a).pending) == 0 {
+		return eventstore.Append{}, false, nil
+	}
+	write, err := m.repository.codec.request(m.a, m.held)
+	return write, true, err
+}
+
+func (m *memberOf[A]) done() { m.repository.cache.forget(m.repository.codec.Root(m.a).id) }
+
+// In returns an aggregate that exists, as part of a unit; else [*Missing]. Asked
+// for twice it is the same.
+func (r *Repository[A]) In(u *Unit, id string) (*A, error) { return r.join(u, id, mustExist) }
+
+// NewIn returns an aggregate that has no events yet, as part of a unit; else
+// [*Exists].
+func (r *Repository[A]) NewIn(u *Unit, id string) (*A, error) { return r.join(u, id, mustNotExist) }
+
+func (r *Repository[A]) join(u *Unit, id string, expect existence) (*A, error) {
+	category, err := r.category(id)
+	if err != nil {
+		return nil, err
+	}
+	for _, m := range u.members {
+		if m.is(category.Name, id) {
+			return m.(*memberOf[A]).a, nil
+		}
+	}
+	a, err := r.load(u.ctx, category, id)
+	if err == nil {
+		err = expect.check(category.Name, r.codec.Root(a))
+	}
+	if err != nil {
+		return nil, err
+	}
+	u.members = append(u.members, &memberOf[A]{repository: r, a: a, held: r.codec.holds(a)})
+	return a, nil
+}
+
+// Together runs f and stores what it raised on all aggregates that it took from
+// repositories by In and NewIn, in one append: all of it or nothing. Like
+// [Repository.Execute] it runs f again when a race is lost. The result is nil
+// when f raised nothing.
+//
+// Not promised: that an aggregate on which nothing was raised is still as f saw
+// it when the others are stored.
+func (rt *Runtime) Together(ctx context.Context, f func(*Unit) error, options ...Option) (*eventstore.Result, error) {
+	o := rt.order(ctx, options)
+	for attempt := 1; ; attempt++ {
+		result, err := rt.together(ctx, o, f)
+		var lost *eventstore.VersionConflict
+		switch {
+		case !errors.As(err, &lost):
+			return result, err
+		case attempt >= o.attempts:
+			expected, _ := lost.Expected.Version()
+			return nil, &Conflict{Category: lost.Category, ID: lost.Stream, Attempts: attempt, Expected: expected, Actual: lost.Actual}
+		}
+		if err := pause(ctx, attempt); err != nil {
+			return nil, err
+		}
+	}
+}
+
+func (rt *Runtime) together(ctx context.Context, o *order, f func(*Unit) error) (*eventstore.Result, error) {
+	sum := sha256.Sum256([]byte("together\n" + o.label))
+	if first, err := rt.replay(ctx, o, sum[:]); first != nil || err != nil {
+		return first, err
+	}
+	u := &Unit{ctx: ctx, rt: rt}
+	if err := f(u); err != nil {
+		return nil, err
+	}
+	request := &eventstore.Request{Metadata: o.metadata, Key: o.key}
+	if o.key != "" {
+		request.Hash = sum[:]
+	}
+	for _, m := range u.members {
+		write, raised, err := m.request()
+		if err != nil {
+			return nil, err
+		}
+		if raised {
+			request.Appends = append(request.Appends, write)
+		}
+	}
+	if len(request.Appends) == 0 {
+		return nil, nil
+	}
+	// A value moves from one aggregate to another if it is released first.
+	slices.SortStableFunc(request.Appends, func(a, b eventstore.Append) int {
+		return min(len(a.Claims), 1) - min(len(b.Claims), 1)
+	})
+	result, err := rt.deps.Store.Append(ctx, request)
+	if errors.Is(err, eventstore.ErrKeyReused) {
+		if first, err := rt.replay(ctx, o, sum[:]); first != nil || err != nil {
+			return first, err
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	for _, m := range u.members {
+		m.done()
+	}
+	return result, nil
+}

@@ -1,0 +1,130 @@
+package eventstore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/refoldhq/refold/pkg/event"
+)
+
+// Snapshot is the state of an aggregate after one of its events. It is a cache
+// of what folding the stream would give.
+type Snapshot struct {
+	// Version is that of the last event in the state; 0 is no snapshot.
+	Version int64
+	// Event is the id of that event. A stream that holds another one at the
+	// version has lost its tail since, and the snapshot is worthless.
+	Event    event.ID
+	Recorded event.Time // of that event
+	State    []byte
+}
+
+// Snapshots keeps snapshots, one for each stream and fingerprint: the newest. It
+// is safe for concurrent use.
+type Snapshots struct{ pool *pgxpool.Pool }
+
+// NewSnapshots returns the snapshots of a database.
+func NewSnapshots(pool *pgxpool.Pool) *Snapshots { return &Snapshots{pool} }
+
+const (
+	selectSnapshotSQL = `select version, event, recorded, state from refold.snapshot where category = $1 and stream = $2 and fingerprint = $3`
+	// The event of the snapshot itself comes first, to compare its id.
+	eventsFromSnapshotSQL = `select ` + columns + `, null::uuid from refold.event where category = $1 and stream = $2
+		and version >= coalesce((select s.version from refold.snapshot s where s.category = $1 and s.stream = $2 and s.fingerprint = $3), 1) order by version limit $4`
+)
+
+// Load returns a stream's snapshot and the first events that follow it, at most
+// limit of them, in one trip. A snapshot whose event the stream does not hold is
+// left out, and the events begin at the first.
+func (s *Snapshots) Load(ctx context.Context, category Category, stream string, fingerprint []byte, limit int) (snap Snapshot, events []event.Event, err error) {
+	trip := &pgx.Batch{}
+	trip.Queue(selectSnapshotSQL, category.ID, stream, fingerprint).QueryRow(func(row pgx.Row) error {
+		return scanSnapshot(row, &snap)
+	})
+	trip.Queue(eventsFromSnapshotSQL, category.ID, stream, fingerprint, limit+1).Query(func(rows pgx.Rows) error {
+		events, err = collectEvents(rows, category.Name)
+		return err
+	})
+	if err := s.pool.SendBatch(ctx, trip).Close(); err != nil {
+		return Snapshot{}, nil, fmt.Errorf("loading %s/%s: %w", category.Name, stream, err)
+	}
+	switch {
+	case snap.Version == 0 && (len(events) == 0 || events[0].Version == 1):
+		return snap, events[:min(limit, len(events))], nil
+	case snap.Version > 0 && len(events) > 0 && events[0].Version == snap.Version && events[0].ID == snap.Event:
+		return snap, events[1:], nil
+	}
+	// The snapshot speaks of events that are gone, or another one was written
+	// between the two statements: the log alone will do.
+	events, err = NewReader(s.pool).StreamEvents(ctx, category, stream, 0, limit, false)
+	return Snapshot{}, events, err
+}
+
+func scanSnapshot(row pgx.Row, snap *Snapshot) error {
+	var id [16]byte
+	var recorded time.Time
+	err := row.Scan(&snap.Version, &id, &recorded, &snap.State)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return nil
+	}
+	snap.Event, snap.Recorded = id, event.TimeOf(recorded)
+	return err
+}
+
+// Write keeps a snapshot unless there is one of a later version whose event the
+// stream still holds.
+func (s *Snapshots) Write(ctx context.Context, category Category, stream string, fingerprint []byte, snap Snapshot) error {
+	_, err := s.pool.Exec(ctx, `
+		insert into refold.snapshot as s (category, stream, fingerprint, version, event, recorded, state) values ($1, $2, $3, $4, $5, $6, $7)
+		on conflict (category, stream, fingerprint) do update
+			set version = excluded.version, event = excluded.event, recorded = excluded.recorded, state = excluded.state, written = clock_timestamp()
+			where s.version <= excluded.version
+			   or not exists (select from refold.event e where e.category = s.category and e.stream = s.stream and e.version = s.version and e.id = s.event)`,
+		category.ID, stream, fingerprint, snap.Version, [16]byte(snap.Event), snap.Recorded.Std(), snap.State)
+	if err != nil {
+		return fmt.Errorf("writing a snapshot of %s/%s: %w", category.Name, stream, err)
+	}
+	return nil
+}
+
+// Delete removes a snapshot that was found to be wrong.
+func (s *Snapshots) Delete(ctx context.Context, category Category, stream string, fingerprint []byte) error {
+	_, err := s.pool.Exec(ctx, `delete from refold.snapshot where category = $1 and stream = $2 and fingerprint = $3`, category.ID, stream, fingerprint)
+	if err != nil {
+		return fmt.Errorf("deleting a snapshot of %s/%s: %w", category.Name, stream, err)
+	}
+	return nil
+}
+
+// Streams returns the streams after one, in order, that have a snapshot with a
+// fingerprint; at most limit.
+func (s *Snapshots) Streams(ctx context.Context, category Category, fingerprint []byte, after string, limit int) ([]string, error) {
+	rows, err := s.pool.Query(ctx, `select stream from refold.snapshot where category = $1 and stream > $2 and fingerprint = $3 order by stream limit $4`,
+		category.ID, after, fingerprint, limit)
+	if err != nil {
+		return nil, fmt.Errorf("listing snapshots of %s: %w", category.Name, err)
+	}
+	list, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		return nil, fmt.Errorf("listing snapshots of %s: %w", category.Name, err)
+	}
+	return list, nil
+}
+
+// Sweep deletes at most limit snapshots of a category that were made by other
+// fingerprints and written longer ago than age: writers of another version may
+// still run beside this one. It returns how many it deleted.
+func (s *Snapshots) Sweep(ctx context.Context, category Category, fingerprint []byte, age time.Duration, limit int) (int64, error) {
+	tag, err := s.pool.Exec(ctx, `delete from refold.snapshot where ctid in (
+		select ctid from refold.snapshot where category = $1 and fingerprint <> $2 and written < clock_timestamp() - $3::interval order by written limit $4)`,
+		category.ID, fingerprint, age, limit)
+	if err != nil {
+		return 0, fmt.Errorf("sweeping snapshots of %s: %w", category.Name, err)
+	}
+	return tag.RowsAffected(), nil
+}
