@@ -8,14 +8,11 @@ package query
 
 import (
 	"bytes"
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"hash/fnv"
 	"net/http"
 	"net/url"
-	"strconv"
 	"strings"
 	"time"
 
@@ -71,11 +68,15 @@ func toProblem(err error) *problem.Problem {
 		return problem.New(http.StatusNotFound, "unknown-read-model", "There is no such read model", "")
 	case errors.Is(err, readmodel.ErrNoRow):
 		return problem.New(http.StatusNotFound, "unknown-row", "There is no row with this key", "")
+	case errors.Is(err, readmodel.ErrBadKey):
+		return problem.BadRequest(err.Error())
+	case errors.Is(err, readmodel.ErrTooStale):
+		return problem.New(http.StatusServiceUnavailable, "not-caught-up", "The rows are older than Refold-Max-Staleness allows", "wait and ask again")
 	case errors.Is(err, readmodel.ErrNotCaughtUp):
 		return problem.New(http.StatusServiceUnavailable, "not-caught-up", "The rows do not contain the token yet", "wait and ask again")
 	case errors.Is(err, readmodel.ErrParked):
 		return problem.New(http.StatusServiceUnavailable, "not-caught-up", "The rows do not contain the token", "an event of the token waits in a parked stream")
-	case errors.Is(err, context.DeadlineExceeded):
+	case errors.Is(err, readmodel.ErrTooExpensive):
 		return problem.New(http.StatusServiceUnavailable, "query-timeout", "The query took too long", "narrow it, or declare an index that serves it")
 	default:
 		return problem.New(http.StatusServiceUnavailable, "unavailable", "The database is not available", "try again")
@@ -98,6 +99,11 @@ func fresh(r *http.Request) (f readmodel.Fresh, err error) {
 			return f, problem.BadRequest("Refold-Wait is a duration up to 30s")
 		}
 	}
+	if text := r.Header.Get("Refold-Max-Staleness"); text != "" {
+		if f.MaxStaleness, err = time.ParseDuration(text); err != nil || f.MaxStaleness <= 0 {
+			return f, problem.BadRequest("Refold-Max-Staleness is a duration greater than 0, as 500ms or 5s")
+		}
+	}
 	return f, nil
 }
 
@@ -107,27 +113,13 @@ func (a *API) get(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	row, from, err := a.reader.Get(r.Context(), r.PathValue("name"), r.PathValue("key"), f)
+	if errors.Is(err, readmodel.ErrNoRow) {
+		describe(w.Header(), from)
+	}
 	if err != nil {
 		return err
 	}
 	return respond(w, r, from, row)
-}
-
-// respond answers with where the answer comes from, or 304.
-func respond(w http.ResponseWriter, r *http.Request, from readmodel.Answer, body []byte) error {
-	h := fnv.New64a()
-	h.Write(body)
-	etag := fmt.Sprintf(`"%d-%x"`, from.Version.Number, h.Sum64())
-	w.Header().Set("Refold-Projection-Version", strconv.Itoa(from.Version.Number))
-	w.Header().Set("Refold-Token", from.Progress.Token().String())
-	w.Header().Set("ETag", etag)
-	w.Header().Set("Content-Type", "application/json")
-	if r.Header.Get("If-None-Match") == etag {
-		w.WriteHeader(http.StatusNotModified)
-		return nil
-	}
-	w.Write(append(body, '\n')) // a client that has gone needs no answer
-	return nil
 }
 
 func (a *API) listModels(w http.ResponseWriter, r *http.Request) error {
@@ -168,12 +160,8 @@ func (a *API) list(w http.ResponseWriter, r *http.Request) error {
 		return problem.BadRequest("the query string is malformed")
 	}
 	var c *compiled
-	page, from, err := a.reader.List(r.Context(), r.PathValue("name"), f, func(v readmodel.Version) (readmodel.Query, error) {
-		plan, err := a.plans(v)
-		if err != nil {
-			return readmodel.Query{}, err
-		}
-		c, err = compile(plan, values)
+	page, from, err := a.reader.List(r.Context(), r.PathValue("name"), f, func(m *readmodel.Model) (_ readmodel.Query, err error) {
+		c, err = compile(m.Plan, values)
 		if err != nil {
 			return readmodel.Query{}, err
 		}

@@ -5,7 +5,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -14,22 +16,70 @@ import (
 	"github.com/refoldhq/refold/pkg/postgres"
 )
 
-// Reader answers queries. It is safe for concurrent use.
-type Reader struct {
-	pool      *pgxpool.Pool
-	catalogue *Catalogue
-	watcher   *Watcher
+// Config bounds a reader. The zero value of each field takes its default.
+type Config struct {
+	// StatementTimeout ends a statement that takes too long, with
+	// [ErrTooExpensive]; 5 s.
+	StatementTimeout time.Duration
+	// CacheBytes bounds the answers that are kept; 64 MiB, none when negative.
+	CacheBytes int
+	// CacheTTL is the longest that an answer is kept, whatever is heard of it; a
+	// minute.
+	CacheTTL time.Duration
 }
 
-// NewReader returns a reader on a database.
-func NewReader(pool *pgxpool.Pool, watcher *Watcher) *Reader {
-	return &Reader{pool: pool, catalogue: NewCatalogue(pool), watcher: watcher}
+func (c Config) withDefaults() Config {
+	if c.StatementTimeout == 0 {
+		c.StatementTimeout = 5 * time.Second
+	}
+	if c.CacheBytes == 0 {
+		c.CacheBytes = 64 << 20
+	}
+	if c.CacheTTL == 0 {
+		c.CacheTTL = time.Minute
+	}
+	return c
 }
+
+// Reader answers queries from the active versions of projections. Every answer
+// comes from one snapshot of the database, in which the version was active; its
+// token tells what it contains. It is safe for concurrent use.
+type Reader struct {
+	pool    *pgxpool.Pool // read only, every statement or pipeline in one snapshot
+	models  *models
+	watcher *Watcher
+	cache   *cache
+}
+
+// NewReader returns a reader on the database of a pool, with sessions of its own.
+// The caller closes it.
+func NewReader(ctx context.Context, cfg Config, from *pgxpool.Pool, plans *Plans, watcher *Watcher) (*Reader, error) {
+	cfg = cfg.withDefaults()
+	sessions := from.Config()
+	p := sessions.ConnConfig.RuntimeParams
+	p["default_transaction_isolation"], p["default_transaction_read_only"] = "repeatable read", "on"
+	p["statement_timeout"] = fmt.Sprint(cfg.StatementTimeout.Milliseconds())
+	pool, err := pgxpool.NewWithConfig(ctx, sessions)
+	if err != nil {
+		return nil, fmt.Errorf("opening the pool of queries: %w", err)
+	}
+	answers, err := newCache(watcher.validity, watcher, cfg.CacheBytes, cfg.CacheTTL)
+	if err != nil {
+		pool.Close()
+		return nil, err
+	}
+	return &Reader{pool: pool, models: newModels(pool, plans, watcher.validity), watcher: watcher, cache: answers}, nil
+}
+
+// Close ends the reader's sessions.
+func (r *Reader) Close() { r.pool.Close() }
 
 // Fresh says what an answer must contain, and how long to wait for it.
 type Fresh struct {
 	Token event.Token
 	Wait  time.Duration
+	// MaxStaleness bounds how old an answer may be; 0 is no bound.
+	MaxStaleness time.Duration
 }
 
 // Errors of reading.
@@ -37,26 +87,182 @@ var (
 	ErrNoRow = errors.New("no such row")
 	// ErrNotCaughtUp says that the rows do not contain the token yet.
 	ErrNotCaughtUp = errors.New("the rows do not contain the token yet")
+	// ErrTooStale says that the rows are older than the client allows.
+	ErrTooStale = errors.New("the rows are older than the client allows")
 	// ErrParked says that an event of the token waits in a parked stream.
 	ErrParked = errors.New("an event of the token waits in a parked stream")
+	// ErrTooExpensive says that a query ran out of time.
+	ErrTooExpensive = errors.New("the query took too long")
+	// ErrBadKey says that a key holds what no key can.
+	ErrBadKey = errors.New("a key is valid UTF-8 without NUL")
+
+	errNotActive = errors.New("the version is not active any more")
 )
 
-// Answer is where an answer comes from.
+// Answer says where an answer comes from.
 type Answer struct {
-	Version  Version
-	Progress Progress
+	Version Version
+	// AsOf is a moment up to which all that was recorded is contained; zero when
+	// it is not known.
+	AsOf time.Time
+
+	progress *Progress
+	asked    event.Token
+	stream   string // the row's key, when one stream feeds it
+	byStream bool
 }
 
-// Get returns the row with a key as JSON, or [ErrNoRow].
-func (r *Reader) Get(ctx context.Context, name, key string, fresh Fresh) (row []byte, from Answer, err error) {
-	from, err = r.read(ctx, name, fresh, func(tx pgx.Tx, v Version) error {
-		err := tx.QueryRow(ctx, `select data from `+v.Table()+` where key = $1`, key).Scan(&row)
-		if errors.Is(err, pgx.ErrNoRows) {
-			return ErrNoRow
+// Token returns what the answer contains: a client that sends it with the next
+// request never goes back in time. Of a row that one stream feeds it names the
+// slot of that stream alone, and what was asked for.
+func (a Answer) Token() event.Token {
+	mark, ok := a.progress.ofStream(a.stream)
+	if !a.byStream || !ok {
+		return a.progress.Token()
+	}
+	marks := make([]event.Mark, 0, 1+len(a.asked))
+	if mark.Seq > 0 {
+		marks = append(marks, mark)
+	}
+	for _, m := range a.asked {
+		if m.Category == mark.Category && m.Slot != mark.Slot {
+			m.Written = false
+			marks = append(marks, m)
 		}
-		return err
+	}
+	return event.NewToken(marks...)
+}
+
+// TokenText is Token().String().
+func (a Answer) TokenText() string {
+	if !a.byStream {
+		return a.progress.TokenText()
+	}
+	return a.Token().String()
+}
+
+// Get returns the row with a key as JSON, or [ErrNoRow], for which the answer is
+// valid too.
+func (r *Reader) Get(ctx context.Context, name, key string, fresh Fresh) (row []byte, from Answer, err error) {
+	if !utf8.ValidString(key) || strings.IndexByte(key, 0) >= 0 {
+		return nil, from, ErrBadKey
+	}
+	marks := written(fresh.Token)
+	var e *entry
+	from, err = r.answer(ctx, name, fresh, func(m *Model, fromCache bool) (*snapshot, error) {
+		k := cacheKey{leaf: m.Version.Leaf, query: key}
+		if fromCache {
+			if e = r.cache.find(m, k, fresh.Token); e != nil {
+				return e.of, nil
+			}
+		}
+		c, err := m.getter.get(ctx, key, marks)
+		if err != nil {
+			return nil, err
+		}
+		e = &entry{row: c.row, keys: []uint32{HashKey(key)}, of: c.of}
+		if c.of.active {
+			r.cache.keep(m, k, e)
+		}
+		return e.of, nil
 	})
+	from.stream = key
+	if err == nil && e.row == nil {
+		err = ErrNoRow
+	}
+	if e != nil {
+		row = e.row
+	}
 	return row, from, err
+}
+
+// answer asks read for rows of the active version until their snapshot contains
+// what the client wants, within its wait.
+func (r *Reader) answer(ctx context.Context, name string, fresh Fresh, read func(m *Model, fromCache bool) (*snapshot, error)) (from Answer, err error) {
+	cached := true
+	var deadline <-chan time.Time // set at the first wait
+	for attempt := 0; ; attempt++ {
+		m, err := r.models.current(ctx, name)
+		if err != nil {
+			return from, classify(err)
+		}
+		worth, moved := true, (<-chan struct{})(nil)
+		if len(fresh.Token) > 0 {
+			worth, moved = r.watcher.expect(m.id, fresh.Token)
+		}
+		err = ErrNotCaughtUp
+		if worth || attempt == 0 && fresh.Wait == 0 {
+			moved = r.watcher.Moved() // before reading, so that no move is missed
+			var of *snapshot
+			of, err = read(m, cached && r.watcher.isActive(m.id))
+			if err == nil {
+				from = r.from(m, of, fresh)
+				err = r.judge(of, from, fresh)
+			}
+		}
+		switch {
+		case errors.Is(err, errNotActive), postgres.IsCode(err, "42P01"): // flipped or retired: look again
+			r.models.forget(m)
+			if attempt < maxFlips {
+				continue
+			}
+			return from, classify(err)
+		case errors.Is(err, ErrTooStale):
+			cached, moved = false, r.watcher.look()
+		case !errors.Is(err, ErrNotCaughtUp):
+			return from, classify(err)
+		}
+		if deadline == nil {
+			timer := time.NewTimer(fresh.Wait)
+			defer timer.Stop()
+			deadline = timer.C
+		}
+		select {
+		case <-moved:
+		case <-deadline:
+			return from, err
+		case <-ctx.Done():
+			return from, context.Cause(ctx)
+		}
+	}
+}
+
+// maxFlips bounds how often a query looks for the active version again.
+const maxFlips = 10
+
+func (r *Reader) judge(of *snapshot, from Answer, fresh Fresh) error {
+	if !of.active {
+		return errNotActive
+	}
+	if len(fresh.Token) > 0 {
+		if err := of.judge(fresh.Token); err != nil {
+			return err
+		}
+	}
+	if fresh.MaxStaleness > 0 && (from.AsOf.IsZero() || time.Since(from.AsOf) > fresh.MaxStaleness) {
+		return ErrTooStale
+	}
+	return nil
+}
+
+// from says where an answer comes from. It contains all that the version had
+// applied when it was read, and what that was is known since the last look.
+func (r *Reader) from(m *Model, of *snapshot, fresh Fresh) Answer {
+	from := Answer{Version: m.Version, progress: of.progress, asked: fresh.Token, byStream: !m.Plan.Shared()}
+	if behind, at, known := r.watcher.lag(m.id); known {
+		if of.at.Before(at) {
+			at = of.at
+		}
+		from.AsOf = at.Add(-behind)
+	}
+	return from
+}
+
+func classify(err error) error {
+	if postgres.Classify(err) == postgres.ClassTimeout {
+		return fmt.Errorf("%w: %w", ErrTooExpensive, err)
+	}
+	return err
 }
 
 // Page is a part of a list.
@@ -64,6 +270,13 @@ type Page struct {
 	Rows  []json.RawMessage
 	Keys  []string
 	Count *int64
+}
+
+func (p *Page) size() (n int) {
+	for i := range p.Rows {
+		n += len(p.Rows[i]) + len(p.Keys[i]) + 48
+	}
+	return n
 }
 
 // Query is a compiled list query: SQL made of the plan's names, and values.
@@ -75,105 +288,43 @@ type Query struct {
 }
 
 // List returns the rows that a query selects.
-func (r *Reader) List(ctx context.Context, name string, fresh Fresh, compile func(Version) (Query, error)) (page Page, from Answer, err error) {
-	from, err = r.read(ctx, name, fresh, func(tx pgx.Tx, v Version) error {
-		page = Page{}
-		q, err := compile(v)
+func (r *Reader) List(ctx context.Context, name string, fresh Fresh, compile func(*Model) (Query, error)) (page Page, from Answer, err error) {
+	from, err = r.answer(ctx, name, fresh, func(m *Model, _ bool) (*snapshot, error) {
+		q, err := compile(m)
 		if err != nil {
-			return err
+			return nil, err
 		}
-		rows, err := tx.Query(ctx, fmt.Sprintf(`select key, data from %s where %s order by %s limit %d`, v.Table(), q.Where, q.Order, q.Limit), q.Args...)
-		if err != nil {
-			return err
-		}
-		var key string
-		var data []byte
-		_, err = pgx.ForEachRow(rows, []any{&key, &data}, func() error {
-			page.Keys, page.Rows = append(page.Keys, key), append(page.Rows, append([]byte(nil), data...))
-			return nil
-		})
-		if err != nil || !q.Count {
-			return err
-		}
-		return tx.QueryRow(ctx, fmt.Sprintf(`select count(*) from %s where %s`, v.Table(), q.Where), q.Args...).Scan(&page.Count)
+		var of *snapshot
+		page, of, err = r.list(ctx, m, q, written(fresh.Token))
+		return of, err
 	})
+	from.byStream = false
 	return page, from, err
 }
 
-// read runs a query in one snapshot that contains the token, on the active
-// version. A version that was retired meanwhile is looked up again.
-func (r *Reader) read(ctx context.Context, name string, fresh Fresh, query func(pgx.Tx, Version) error) (from Answer, err error) {
-	deadline := time.NewTimer(fresh.Wait)
-	defer deadline.Stop()
-	for {
-		moved := r.watcher.Moved() // before reading, so that no move is missed
-		err := r.snapshot(ctx, name, fresh.Token, &from, query)
-		if !errors.Is(err, ErrNotCaughtUp) {
-			return from, err
-		}
-		select {
-		case <-moved:
-		case <-deadline.C:
-			return from, err
-		case <-ctx.Done():
-			return from, context.Cause(ctx)
-		}
-	}
-}
-
-func (r *Reader) snapshot(ctx context.Context, name string, token event.Token, from *Answer, query func(pgx.Tx, Version) error) error {
-	err := pgx.BeginTxFunc(ctx, r.pool, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) (err error) {
-		if from.Version, err = activeIn(ctx, tx, name); err != nil {
-			return err
-		}
-		if from.Progress, err = readProgress(ctx, tx, from.Version); err != nil {
-			return err
-		}
-		if !from.Progress.covers(token) {
-			return ErrNotCaughtUp
-		}
-		if err := parkedIn(ctx, tx, from.Version, token); err != nil {
-			return err
-		}
-		return query(tx, from.Version)
+// list runs a query in one pipeline, which is one transaction and so, on these
+// sessions, one snapshot.
+func (r *Reader) list(ctx context.Context, m *Model, q Query, marks []event.Mark) (page Page, of *snapshot, err error) {
+	of = &snapshot{begun: r.watcher.validity.now(), at: time.Now()}
+	categories, slots, seqs := markColumns(marks)
+	trip := &pgx.Batch{}
+	trip.Queue(snapshotSQL, m.Version.Projection, m.Version.Number, categories, slots, seqs).Query(func(rows pgx.Rows) error {
+		return of.scan(rows, func(string, []byte) {})
 	})
-	if postgres.IsCode(err, "42P01") { // the version was retired: the next look finds another
-		return ErrNotCaughtUp
+	trip.Queue(fmt.Sprintf(`select key, data from %s where %s order by %s limit %d`, m.Version.Table(), q.Where, q.Order, q.Limit), q.Args...).Query(func(rows pgx.Rows) error {
+		var key string
+		var data []byte
+		_, err := pgx.ForEachRow(rows, []any{&key, &data}, func() error {
+			page.Keys, page.Rows = append(page.Keys, key), append(page.Rows, append([]byte(nil), data...))
+			return nil
+		})
+		return err
+	})
+	if q.Count {
+		trip.Queue(fmt.Sprintf(`select count(*) from %s where %s`, m.Version.Table(), q.Where), q.Args...).QueryRow(func(row pgx.Row) error { return row.Scan(&page.Count) })
 	}
-	return err
-}
-
-func activeIn(ctx context.Context, tx pgx.Tx, name string) (Version, error) {
-	rows, err := tx.Query(ctx, `select `+versionColumns+` from refold.projection_version where projection = $1 and state = 'active'`, name)
-	if err != nil {
-		return Version{}, err
+	if err := r.pool.SendBatch(ctx, trip).Close(); err != nil {
+		return page, nil, err
 	}
-	v, err := pgx.CollectExactlyOneRow(rows, pgx.RowToStructByPos[Version])
-	if errors.Is(err, pgx.ErrNoRows) {
-		return v, ErrUnknownProjection
-	}
-	return v, err
-}
-
-// parkedIn refuses a token whose very events wait in a parked stream.
-func parkedIn(ctx context.Context, tx pgx.Tx, v Version, token event.Token) error {
-	var categories []string
-	var slots []int16
-	var seqs []int64
-	for _, m := range token {
-		if m.Written {
-			categories, slots, seqs = append(categories, m.Category), append(slots, int16(m.Slot)), append(seqs, m.Seq)
-		}
-	}
-	if len(categories) == 0 {
-		return nil
-	}
-	var parked bool
-	err := tx.QueryRow(ctx, `select exists (select from unnest($3::text[], $4::smallint[], $5::bigint[]) u (category, slot, seq)
-		join refold.parked_event p on p.projection = $1 and p.version = $2 and p.category = u.category and p.slot = u.slot and p.seq = u.seq)`,
-		v.Projection, v.Number, categories, slots, seqs).Scan(&parked)
-	if err == nil && parked {
-		return ErrParked
-	}
-	return err
+	return page, of, nil
 }

@@ -124,6 +124,7 @@ type Queries struct {
 	contracts *avro.Contracts
 	watcher   *readmodel.Watcher
 	pool      *pgxpool.Pool
+	reader    *readmodel.Reader
 }
 
 // NewQueries reads the contracts and returns the component. It does not dial.
@@ -149,12 +150,17 @@ func (q *Queries) Start(ctx context.Context, h *Host) (err error) {
 	if err := checkSchema(ctx, q.pool); err != nil {
 		return err
 	}
-	query.New(readmodel.NewReader(q.pool, q.watcher), readmodel.NewCatalogue(q.pool), readmodel.NewPlans(q.contracts).Plan).Register(h.Mux)
+	plans := readmodel.NewPlans(q.contracts)
+	if q.reader, err = readmodel.NewReader(ctx, readmodel.Config{}, q.pool, plans, q.watcher); err != nil {
+		return err
+	}
+	query.New(q.reader, readmodel.NewCatalogue(q.pool), plans.Plan).Register(h.Mux)
 	return nil
 }
 
 // Run watches progress for those who wait, until ctx ends.
 func (q *Queries) Run(ctx context.Context) error {
 	defer q.pool.Close()
+	defer q.reader.Close()
 	return q.watcher.Run(ctx)
 }

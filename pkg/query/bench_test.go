@@ -1,0 +1,100 @@
+package query_test
+
+import (
+	"bufio"
+	"bytes"
+	"fmt"
+	"io"
+	"net"
+	"net/textproto"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/refoldhq/refold/pkg/readmodel"
+)
+
+// load makes b.N requests over 64 connections of its own. It does as little as a
+// client can, so that the server is measured and not it.
+func (r *replica) load(b *testing.B, path func(i int64) string) {
+	const connections = 64
+	var next atomic.Int64
+	var all sync.WaitGroup
+	b.ReportAllocs()
+	b.ResetTimer()
+	for range connections {
+		all.Go(func() {
+			conn, err := net.Dial("tcp", strings.TrimPrefix(r.url, "http://"))
+			if err != nil {
+				b.Error(err)
+				return
+			}
+			defer conn.Close()
+			in := bufio.NewReader(conn)
+			var out []byte
+			for i := next.Add(1); i <= int64(b.N); i = next.Add(1) {
+				out = fmt.Appendf(out[:0], "GET %s HTTP/1.1\r\nHost: bench\r\n\r\n", path(i))
+				if _, err := conn.Write(out); err != nil {
+					b.Error(err)
+					return
+				}
+				if err := readAnswer(in); err != nil {
+					b.Error(err)
+					return
+				}
+			}
+		})
+	}
+	all.Wait()
+	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "requests/s")
+}
+
+func readAnswer(in *bufio.Reader) error {
+	line, err := in.ReadSlice('\n')
+	if err != nil {
+		return err
+	}
+	if !bytes.HasPrefix(line, []byte("HTTP/1.1 200")) {
+		return fmt.Errorf("%w: %s", textproto.ProtocolError("unexpected answer"), line)
+	}
+	length := 0
+	for {
+		line, err := in.ReadSlice('\n')
+		if err != nil {
+			return err
+		}
+		if len(line) <= 2 {
+			_, err := io.CopyN(io.Discard, in, int64(length))
+			return err
+		}
+		if text, ok := bytes.CutPrefix(line, []byte("Content-Length: ")); ok {
+			if length, err = strconv.Atoi(string(bytes.TrimSpace(text))); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+func benchmarkReplica(b *testing.B, cfg readmodel.Config) *replica {
+	w := setup(b)
+	_, err := w.pool.Exec(ctx, `insert into refold.rows_items_v1 (projection_name, version, key, data)
+		select 'items', 1, 'k-' || i, jsonb_build_object('name', 'name ' || i, 'n', i, 'color', 'RED') from generate_series(0, 99999) i`)
+	require.NoError(b, err)
+	_, err = w.pool.Exec(ctx, `vacuum analyze refold.rows_items_v1`)
+	require.NoError(b, err)
+	return w.replicaAt(w.pool.Config().ConnString(), cfg)
+}
+
+func key(i int64) string { return fmt.Sprintf("/v1/read-models/items/k-%d", i*7919%100_000) }
+
+func BenchmarkGetUncached(b *testing.B) {
+	benchmarkReplica(b, readmodel.Config{CacheBytes: -1}).load(b, key)
+}
+
+func BenchmarkGetCached(b *testing.B) {
+	benchmarkReplica(b, readmodel.Config{}).load(b, func(i int64) string { return key(i % 1000) })
+}

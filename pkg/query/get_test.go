@@ -1,0 +1,60 @@
+package query_test
+
+import (
+	"net/http"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/refoldhq/refold/pkg/event"
+)
+
+func TestARowIsReadWithWhatItContains(t *testing.T) {
+	w := setup(t)
+	r := w.replica()
+	token := w.set("a", row(`{"n": 9007199254740993}`))
+	a := r.get("/v1/read-models/items/a", "Refold-Token", token.String())
+	require.Equal(t, http.StatusOK, a.status, a.body)
+	require.Contains(t, a.body, `"n": 9007199254740993`)
+	require.Equal(t, "1", a.header.Get("Refold-Projection-Version"))
+	contained, err := event.ParseToken(a.header.Get("Refold-Token"))
+	require.NoError(t, err)
+	require.Equal(t, token[0].Position, contained[0].Position)
+	require.Len(t, contained, 1, "the row's slot says it all")
+
+	require.Equal(t, http.StatusNotModified, r.get("/v1/read-models/items/a", "If-None-Match", `"x", W/`+a.header.Get("ETag")).status)
+	missing := r.get("/v1/read-models/items/missing")
+	require.Equal(t, http.StatusNotFound, missing.status)
+	require.Equal(t, http.StatusNotFound, r.get("/v1/read-models/nothing/a").status)
+	require.Equal(t, http.StatusBadRequest, r.get("/v1/read-models/items/%00").status)
+	require.Equal(t, http.StatusBadRequest, r.get("/v1/read-models/items/%ff").status)
+}
+
+func TestATokenIsWaitedForOrRefused(t *testing.T) {
+	w := setup(t)
+	r := w.replica()
+	w.set("a", row(`{"n": 1}`))
+	ahead := event.NewToken(event.Mark{Position: event.Position{Category: "Item", Slot: event.SlotOf("a", slots), Seq: 2}, Written: true})
+	a := r.get("/v1/read-models/items/a", "Refold-Token", ahead.String(), "Refold-Wait", "10ms")
+	require.Equal(t, http.StatusServiceUnavailable, a.status)
+	require.Contains(t, a.body, "not-caught-up")
+	require.NotEmpty(t, a.header.Get("Retry-After"))
+	waited := make(chan answer)
+	go func() {
+		waited <- r.get("/v1/read-models/items/a", "Refold-Token", ahead.String(), "Refold-Wait", "25s")
+	}()
+	w.set("a", row(`{"n": 2}`))
+	require.Contains(t, (<-waited).body, `"n": 2`)
+
+	_, err := w.pool.Exec(ctx, `insert into refold.parked_event (projection, version, category, stream, slot, seq, stream_version, id, type, time, recorded, value)
+		values ('items', 1, 'Item', 'a', $1, 2, 2, gen_random_uuid(), 'ItemSet', now(), now(), '')`, event.SlotOf("a", slots))
+	require.NoError(t, err)
+	w.set("a", row(`{"n": 3}`)) // what was kept is gone
+	eventually(t, "the parked event shows", func() bool {
+		a := r.get("/v1/read-models/items/a", "Refold-Token", ahead.String())
+		return a.status == http.StatusServiceUnavailable
+	})
+	for header, bad := range map[string]string{"Refold-Token": "nonsense", "Refold-Wait": "31s", "Refold-Max-Staleness": "-1s"} {
+		require.Equal(t, http.StatusBadRequest, r.get("/v1/read-models/items/a", header, bad).status, header)
+	}
+}

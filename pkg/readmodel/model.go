@@ -1,0 +1,106 @@
+package readmodel
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/refoldhq/refold/pkg/projection"
+)
+
+// Model is one version as it is queried. It never changes.
+type Model struct {
+	Version Version
+	Plan    *projection.Plan
+
+	id     versionID
+	stamps *stamps
+	getter *getter
+}
+
+// models finds the versions that queries are answered from. What it keeps is
+// confirmed by every statement that reads rows, in the same snapshot.
+type models struct {
+	pool     *pgxpool.Pool
+	plans    *Plans
+	validity *validity
+
+	mu     sync.Mutex
+	active map[string]*Model // by name
+	byLeaf map[string]*Model
+}
+
+func newModels(pool *pgxpool.Pool, plans *Plans, validity *validity) *models {
+	return &models{pool: pool, plans: plans, validity: validity, active: make(map[string]*Model), byLeaf: make(map[string]*Model)}
+}
+
+// current returns the version that was active when last asked for; it asks the
+// database about names that it does not know.
+func (m *models) current(ctx context.Context, name string) (*Model, error) {
+	m.mu.Lock()
+	model := m.active[name]
+	m.mu.Unlock()
+	if model != nil {
+		return model, nil
+	}
+	model, err := m.load(ctx, `select `+versionColumns+` from refold.projection_version where projection = $1 and state = 'active'`, name)
+	if err != nil {
+		return nil, err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.active[name] = model
+	return model, nil
+}
+
+// numbered returns a version that is not retired, active or not.
+func (m *models) numbered(ctx context.Context, name string, number int) (*Model, error) {
+	return m.load(ctx, `select `+versionColumns+` from refold.projection_version where projection = $1 and version = $2 and state <> 'retired'`, name, number)
+}
+
+// forget makes the next query look the active version up again, unless somebody
+// has done so already.
+func (m *models) forget(model *Model) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.active[model.Version.Projection] == model {
+		delete(m.active, model.Version.Projection)
+	}
+}
+
+func (m *models) load(ctx context.Context, sql string, args ...any) (*Model, error) {
+	rows, err := m.pool.Query(ctx, sql, args...)
+	if err != nil {
+		return nil, fmt.Errorf("reading the catalogue: %w", err)
+	}
+	v, err := pgx.CollectExactlyOneRow(rows, pgx.RowToStructByPos[Version])
+	if errors.Is(err, pgx.ErrNoRows) {
+		return nil, ErrUnknownProjection
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reading the catalogue: %w", err)
+	}
+	return m.model(v)
+}
+
+// model returns the one model of a version; its state may have changed since.
+func (m *models) model(v Version) (*Model, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if model := m.byLeaf[v.Leaf]; model != nil {
+		return model, nil
+	}
+	plan, err := m.plans.Plan(v)
+	if err != nil {
+		return nil, err
+	}
+	id := versionID{v.Projection, v.Number}
+	model := &Model{Version: v, Plan: plan, id: id, stamps: m.validity.of(id)}
+	model.getter = newGetter(m.pool, m.validity, v)
+	m.byLeaf[v.Leaf] = model
+	return model, nil
+}
