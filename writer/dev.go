@@ -51,7 +51,7 @@ func (c *devCommand) serve(ctx context.Context, s *service.Settings) error {
 	if err != nil {
 		return err
 	}
-	for _, component := range []service.Component{w, service.NewRelay(h, w), feeding, queries} {
+	for _, component := range []service.Component{w, service.NewAggregates(w, demo(), nil), service.NewRelay(h, w), feeding, queries} {
 		h.Add(component)
 	}
 	h.Ready = func() { c.greet(s) }

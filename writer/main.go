@@ -3,8 +3,10 @@
 package main
 
 import (
+	"github.com/refoldhq/refold/pkg/aggregate"
 	"github.com/refoldhq/refold/pkg/service"
 	"github.com/refoldhq/refold/schemas"
+	"github.com/refoldhq/refold/schemas/user"
 )
 
 // cli is the command line.
@@ -21,5 +23,8 @@ type cli struct {
 
 func main() {
 	service.Program{Name: "writer", Description: "refold's write side: it appends events, relays them to Kafka, and serves the log and its schemas.",
-		Contracts: schemas.FS}.Main(&cli{})
+		Contracts: schemas.FS}.Main(&cli{Serve: service.WriterCommand{Aggregates: demo()}})
 }
+
+// demo are the aggregates of the contracts that are compiled in.
+func demo() []aggregate.Type { return []aggregate.Type{user.Define()} }

@@ -143,7 +143,8 @@ func (r *Repository[A]) loadAt(ctx context.Context, category eventstore.Category
 	return a, r.foldOn(ctx, category, a, events, when.past)
 }
 
-// Replay calls visit with each event after a version, and the state that it made.
+// Replay calls visit with nil and the state at a version, and then with each
+// event after it and the state that it made, until visit returns an error.
 func (r *Repository[A]) Replay(ctx context.Context, id string, after int64, visit func(e *event.Event, state json.RawMessage) error) error {
 	category, err := r.category(id)
 	if err != nil {
@@ -155,6 +156,16 @@ func (r *Repository[A]) Replay(ctx context.Context, id string, after int64, visi
 			return err
 		}
 	}
+	show := func(e *event.Event) error {
+		state, err := r.codec.State(a)
+		if err != nil {
+			return err
+		}
+		return visit(e, state)
+	}
+	if err := show(nil); err != nil {
+		return err
+	}
 	for {
 		events, err := r.rt.reader.StreamEvents(ctx, category, id, r.codec.Root(a).version, pageSize, false)
 		if err != nil {
@@ -164,11 +175,7 @@ func (r *Repository[A]) Replay(ctx context.Context, id string, after int64, visi
 			if err := r.fold(ctx, a, &events[i]); err != nil {
 				return err
 			}
-			state, err := r.codec.State(a)
-			if err == nil {
-				err = visit(&events[i], state)
-			}
-			if err != nil {
+			if err := show(&events[i]); err != nil {
 				return err
 			}
 		}

@@ -77,7 +77,7 @@ type Handler interface {
 	Run(ctx context.Context, id, command string, body []byte, options ...Option) (*Result, error)
 	// At returns the state of an aggregate at a moment, see [Repository.At].
 	At(ctx context.Context, id string, when Moment) (View, error)
-	// Replay calls visit with each event after a version and the state then.
+	// Replay shows how the state came about, see [Repository.Replay].
 	Replay(ctx context.Context, id string, after int64, visit func(e *event.Event, state json.RawMessage) error) error
 
 	snapshot(ctx context.Context, id string) error
@@ -134,6 +134,9 @@ func Open[A any](rt *Runtime, d *Definition[A]) (*Repository[A], error) {
 	rt.handlers[d.category] = h
 	return h.(*Repository[A]), nil
 }
+
+// Deps returns what the runtime stands on.
+func (rt *Runtime) Deps() Deps { return rt.deps }
 
 // Handler returns the repository of a category.
 func (rt *Runtime) Handler(category string) (Handler, bool) {

@@ -16,12 +16,14 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/stretchr/testify/require"
 
+	"github.com/refoldhq/refold/pkg/aggregate"
 	"github.com/refoldhq/refold/pkg/api"
 	"github.com/refoldhq/refold/pkg/avro"
 	"github.com/refoldhq/refold/pkg/devstack"
 	"github.com/refoldhq/refold/pkg/eventstore"
 	"github.com/refoldhq/refold/pkg/registry"
 	"github.com/refoldhq/refold/schemas"
+	"github.com/refoldhq/refold/schemas/user"
 )
 
 // setup serves the API on a database of the test's own.
@@ -45,7 +47,11 @@ func setup(t testing.TB) *httptest.Server {
 	ids, err := reg.RegisterContracts(ctx, contracts, func(category string) string { return "refold." + strings.ToLower(category) })
 	require.NoError(t, err)
 	mux := http.NewServeMux()
-	api.New(api.Config{}, api.Deps{Store: store, Pool: pool, Registry: reg, Contracts: contracts, SchemaIDs: ids, Logger: log}).Register(mux)
+	served := api.New(api.Config{}, api.Deps{Store: store, Pool: pool, Registry: reg, Contracts: contracts, SchemaIDs: ids, Logger: log})
+	served.Register(mux)
+	runtime, err := aggregate.NewRuntime(aggregate.Config{}, aggregate.Deps{Store: store, Pool: pool, Schemas: reg, Contracts: contracts, SchemaIDs: ids, Logger: log}, user.Define())
+	require.NoError(t, err)
+	served.RegisterAggregates(mux, runtime)
 	mux.HandleFunc("/", api.NotFound)
 	server := httptest.NewServer(mux)
 	t.Cleanup(server.Close)

@@ -132,13 +132,8 @@ func (a *API) getEvent(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return problem.BadRequest(err.Error())
 	}
-	e, err := a.reader.EventByID(r.Context(), id)
-	switch {
-	case errors.Is(err, eventstore.ErrNoEvent):
-		return problem.New(http.StatusNotFound, "unknown-event", "There is no such event", "")
-	case errors.Is(err, eventstore.ErrAmbiguousID):
-		return problem.New(http.StatusConflict, "ambiguous-id", "Two categories hold the event id", "")
-	case err != nil:
+	e, err := a.eventByID(r.Context(), id)
+	if err != nil {
 		return err
 	}
 	doc, err := a.eventJSON(r.Context(), &e)

@@ -7,6 +7,7 @@ import (
 
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/refoldhq/refold/pkg/aggregate"
 	"github.com/refoldhq/refold/pkg/api"
 	"github.com/refoldhq/refold/pkg/avro"
 	"github.com/refoldhq/refold/pkg/eventstore"
@@ -25,8 +26,11 @@ type WriterCommand struct {
 	Migrate string `help:"Migrate the database at the start: on or off." enum:"on,off" default:"on"`
 	Relay   string `help:"Relay to Kafka in this process: on or off." enum:"on,off" default:"on"`
 
-	// Extensions add to the API, for instance the commands of aggregates.
-	Extensions []Extension `kong:"-"`
+	// Aggregates are served as commands, and Reactions run on them. Extensions add
+	// to the API whatever else there is.
+	Aggregates []aggregate.Type `kong:"-"`
+	Reactions  []Reaction       `kong:"-"`
+	Extensions []Extension      `kong:"-"`
 }
 
 // Extension adds to the write side's API once the database is up. What it needs
@@ -44,6 +48,7 @@ func (c *WriterCommand) Run(ctx context.Context, s *Settings) error {
 		return err
 	}
 	h.Add(w)
+	h.Add(NewAggregates(w, c.Aggregates, c.Reactions))
 	if c.Relay == "on" {
 		h.Add(NewRelay(h, w))
 	}
@@ -62,6 +67,8 @@ type Writer struct {
 	store      *eventstore.Store
 	committed  wake
 	pool       *pgxpool.Pool
+	deps       api.Deps // since it is up
+	api        *api.API
 }
 
 // NewWriter reads the contracts and returns the component. It does not dial.
@@ -108,10 +115,11 @@ func (w *Writer) Start(ctx context.Context, h *Host) (err error) {
 	if err := w.store.EnsureCategories(ctx, w.pool, specs); err != nil {
 		return err
 	}
-	deps := api.Deps{Store: w.store, Pool: w.pool, Registry: schemas, Contracts: w.contracts, SchemaIDs: ids, Logger: h.Log}
-	api.New(api.Config{}, deps).Register(h.Mux)
+	w.deps = api.Deps{Store: w.store, Pool: w.pool, Registry: schemas, Contracts: w.contracts, SchemaIDs: ids, Logger: h.Log}
+	w.api = api.New(api.Config{}, w.deps)
+	w.api.Register(h.Mux)
 	for _, extend := range w.extensions {
-		if err := extend(h.Mux, deps); err != nil {
+		if err := extend(h.Mux, w.deps); err != nil {
 			return err
 		}
 	}

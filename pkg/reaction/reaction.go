@@ -1,0 +1,257 @@
+// Package reaction runs commands when events arrive: welcome mails, process
+// managers, whatever one aggregate must do because of another.
+//
+// A [Consumer] reads the events of one category from the log and calls the
+// functions that [On] has registered for their types.
+//
+// # What is promised
+//
+// Every event is handled at least once, the events of a stream in their order,
+// and none before the event before it was handled, or decided about. Commands
+// that a function runs through package aggregate take effect once: its context
+// makes them idempotent by the event's id and their number within the function.
+// So a function that calls the same commands in the same order for the same event
+// may be repeated as often as crashes will have it.
+//
+// # What is not
+//
+// Effects outside of the log, such as a mail, may happen twice after a crash: give
+// them [Event.ID] as their key. An event is not handled at a time that anybody
+// knows, and a function does not see a read model that contains its event unless
+// it waits for it. The keys of commands are kept as long as idempotency keys are.
+//
+// # What a crash leaves behind
+//
+// Progress is a row for each slot in a table of its own, moved after the events
+// were handled, under a lease that one process holds. Another process takes the
+// lease when it expires, and handles again what came after the last move.
+// Nothing but the log moves a reaction: a rebuild of a projection, or a topic made
+// anew, does not run it again. At its first start it skips what has happened
+// before, unless Config.FromStart asks for it.
+package reaction
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"reflect"
+	"regexp"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/refoldhq/refold/pkg/aggregate"
+	"github.com/refoldhq/refold/pkg/avro"
+	"github.com/refoldhq/refold/pkg/event"
+	"github.com/refoldhq/refold/pkg/eventstore"
+)
+
+// Config names and bounds a consumer. The zero value of each other field takes
+// its default.
+type Config struct {
+	// Name identifies its progress: [a-z][a-z0-9-]{0,62}.
+	Name string
+	// Category is whose events it handles.
+	Category string
+	// FromStart has the first start handle all of the log.
+	FromStart bool
+	// Attempts is how often a function is called for an event before the stream is
+	// parked; 8. Failures of the database do not count: they are waited for.
+	Attempts int
+	// Backoff is the pause before the second attempt; it doubles, up to 30 s. 50 ms.
+	Backoff time.Duration
+	// Workers is how many slots are worked on at once; 8.
+	Workers int
+	// Poll is how often the log is looked at when nothing tells of events; 1 s.
+	Poll time.Duration
+	// Lease is how long a process that has died keeps others waiting; 10 s.
+	Lease time.Duration
+}
+
+func (c Config) withDefaults() Config {
+	if c.Attempts == 0 {
+		c.Attempts = 8
+	}
+	if c.Backoff == 0 {
+		c.Backoff = 50 * time.Millisecond
+	}
+	if c.Workers == 0 {
+		c.Workers = 8
+	}
+	if c.Poll == 0 {
+		c.Poll = time.Second
+	}
+	if c.Lease == 0 {
+		c.Lease = 10 * time.Second
+	}
+	return c
+}
+
+// Event is an event and its data.
+type Event[E any] struct {
+	event.Event
+	Data E
+}
+
+// Consumer handles events. Register with On before Run.
+type Consumer struct {
+	cfg      Config
+	deps     aggregate.Deps
+	reader   *eventstore.Reader
+	contract *avro.CategoryContract
+	handlers map[string]handler
+	failures []error
+	log      *slog.Logger
+}
+
+// handler decodes an event and calls the function for its type.
+type handler func(ctx context.Context, e *event.Event, writer *avro.Schema, body []byte) error
+
+var consumerName = regexp.MustCompile(`^[a-z][a-z0-9-]{0,62}$`)
+
+// New returns a consumer on the log of a runtime. What is wrong is reported by Run.
+func New(rt *aggregate.Runtime, cfg Config) *Consumer {
+	deps := rt.Deps()
+	c := &Consumer{cfg: cfg.withDefaults(), deps: deps, reader: eventstore.NewReader(deps.Pool), handlers: make(map[string]handler),
+		log: deps.Logger.With("reaction", cfg.Name)}
+	if !consumerName.MatchString(cfg.Name) {
+		c.fail(fmt.Errorf("%q cannot name a reaction: want [a-z][a-z0-9-]{0,62}", cfg.Name))
+	}
+	contract, ok := deps.Contracts.Category(cfg.Category)
+	if !ok {
+		c.fail(fmt.Errorf("the contracts have no category %s", cfg.Category))
+	}
+	c.contract = contract
+	return c
+}
+
+func (c *Consumer) fail(err error) { c.failures = append(c.failures, err) }
+
+// On registers the function for the event type that has the name of the struct E.
+//
+// An error has the function called again, after a pause. A broken rule, a missing
+// aggregate and what [Permanent] wraps do not change by that, so they park the
+// stream at once; a function for which a refusal is an answer returns nil.
+func On[E any](c *Consumer, react func(ctx context.Context, e Event[E]) error) {
+	t := reflect.TypeFor[E]()
+	if c.contract == nil {
+		return // it was reported
+	}
+	contract, ok := c.contract.Type(t.Name())
+	if !ok || c.handlers[t.Name()] != nil {
+		c.fail(fmt.Errorf("%s: the category %s has no such event, or it is handled twice", t, c.cfg.Category))
+		return
+	}
+	schema, err := avro.NewGoType(contract.Newest(), t)
+	if err != nil {
+		c.fail(err)
+		return
+	}
+	c.handlers[t.Name()] = func(ctx context.Context, e *event.Event, writer *avro.Schema, body []byte) error {
+		typed := Event[E]{Event: *e}
+		if err := schema.Decode(writer, body, &typed.Data); err != nil {
+			return Permanent(err)
+		}
+		return react(ctx, typed)
+	}
+}
+
+// Check returns what is wrong with the consumer: its names, or a struct that does
+// not fit its event.
+func (c *Consumer) Check() error {
+	failures := c.failures
+	if len(c.handlers) == 0 && len(failures) == 0 {
+		failures = append(failures, errors.New("no event has a function"))
+	}
+	if len(failures) == 0 {
+		return nil
+	}
+	return fmt.Errorf("the reaction %s cannot be run: %w", c.cfg.Name, errors.Join(failures...))
+}
+
+// permanent is an error that another attempt does not mend.
+type permanent struct{ error }
+
+func (p permanent) Unwrap() error { return p.error }
+
+// Permanent wraps an error that another attempt would not mend.
+func Permanent(err error) error { return permanent{err} }
+
+// handle calls the function for an event once. A panic is an error.
+func (c *Consumer) handle(ctx context.Context, e *event.Event) (err error) {
+	h := c.handlers[e.Type]
+	if h == nil {
+		return nil
+	}
+	id, body, err := avro.SplitFrame(e.Value)
+	if err != nil {
+		return Permanent(err)
+	}
+	writer, err := c.deps.Schemas.SchemaByID(ctx, id)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("the function for %s panicked: %v", e.Type, p)
+		}
+	}()
+	return h(aggregate.WithCause(ctx, c.cause(e)), e, writer, body)
+}
+
+// cause is what the commands of a function carry.
+func (c *Consumer) cause(e *event.Event) aggregate.Cause {
+	m := event.Metadata{Actor: "reaction/" + c.cfg.Name, CorrelationID: e.Metadata.CorrelationID, CausationID: e.ID.String(), Traceparent: e.Metadata.Traceparent}
+	if m.CorrelationID == "" {
+		m.CorrelationID = e.ID.String()
+	}
+	return aggregate.Cause{Key: "reaction/" + c.cfg.Name + "/" + e.ID.String(), Metadata: m}
+}
+
+// Parked is a stream whose event could not be handled.
+type Parked struct {
+	Category, Stream string
+	Version          int64 // of the event
+	Event            event.ID
+	Attempts         int
+	Error            string
+	Since            time.Time
+	// Request is what was asked for and not carried out yet: retry, skip, or "".
+	Request string
+}
+
+// ErrNotParked says that a stream is not parked.
+var ErrNotParked = errors.New("the stream is not parked")
+
+// Retry has a parked stream go on with the event that could not be handled. The
+// process that runs the reaction carries it out.
+func Retry(ctx context.Context, pool *pgxpool.Pool, reaction, category, stream, reason string) error {
+	return request(ctx, pool, reaction, category, stream, "retry", reason)
+}
+
+// Skip has a parked stream go on behind the event that could not be handled.
+func Skip(ctx context.Context, pool *pgxpool.Pool, reaction, category, stream, reason string) error {
+	return request(ctx, pool, reaction, category, stream, "skip", reason)
+}
+
+func request(ctx context.Context, pool *pgxpool.Pool, reaction, category, stream, action, reason string) error {
+	tag, err := pool.Exec(ctx, `update refold.reaction_parked set request = $4, reason = $5 where reaction = $1 and category = $2 and stream = $3`,
+		reaction, category, stream, action, reason)
+	if err != nil {
+		return fmt.Errorf("asking to %s %s/%s: %w", action, category, stream, err)
+	}
+	if tag.RowsAffected() == 0 {
+		return fmt.Errorf("%w: %s/%s", ErrNotParked, category, stream)
+	}
+	if _, err := pool.Exec(ctx, `notify refold_log`); err != nil {
+		return fmt.Errorf("waking the reaction: %w", err)
+	}
+	return nil
+}
+
+// ParkedStreams returns the streams that a reaction has parked, by name.
+func ParkedStreams(ctx context.Context, pool *pgxpool.Pool, reaction string) ([]Parked, error) {
+	return readParked(ctx, pool, `select category, stream, version, event, attempts, error, since, coalesce(request, '')
+		from refold.reaction_parked where reaction = $1 order by category, stream`, reaction)
+}

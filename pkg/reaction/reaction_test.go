@@ -1,0 +1,337 @@
+package reaction_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/exec"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/stretchr/testify/require"
+
+	"github.com/refoldhq/refold/pkg/aggregate"
+	"github.com/refoldhq/refold/pkg/avro"
+	"github.com/refoldhq/refold/pkg/devstack"
+	"github.com/refoldhq/refold/pkg/event"
+	"github.com/refoldhq/refold/pkg/eventstore"
+	"github.com/refoldhq/refold/pkg/reaction"
+	"github.com/refoldhq/refold/pkg/registry"
+	"github.com/refoldhq/refold/schemas"
+	"github.com/refoldhq/refold/schemas/user"
+)
+
+// child is the database of a process that only reacts, to be killed.
+const child = "REACTION_TEST_CHILD"
+
+func TestMain(m *testing.M) {
+	if url := os.Getenv(child); url != "" {
+		fmt.Fprintln(os.Stderr, reactUntilKilled(url))
+		os.Exit(1)
+	}
+	os.Exit(m.Run())
+}
+
+func reactUntilKilled(url string) error {
+	pool, err := pgxpool.New(context.Background(), url)
+	if err != nil {
+		return err
+	}
+	w, err := start(context.Background(), pool)
+	if err != nil {
+		return err
+	}
+	return w.activator(reaction.Config{}, nil).Run(context.Background())
+}
+
+type writer struct {
+	pool     *pgxpool.Pool
+	runtime  *aggregate.Runtime
+	accounts *aggregate.Repository[user.Account]
+	reader   *eventstore.Reader
+	category eventstore.Category
+}
+
+// start runs an event store until ctx ends.
+func start(ctx context.Context, pool *pgxpool.Pool) (*writer, error) {
+	contracts, err := avro.LoadContracts(schemas.FS)
+	if err != nil {
+		return nil, err
+	}
+	schemaRegistry := registry.New(pool)
+	ids, err := schemaRegistry.RegisterContracts(ctx, contracts, func(category string) string { return "refold." + strings.ToLower(category) })
+	if err != nil {
+		return nil, err
+	}
+	log := slog.New(slog.NewTextHandler(io.Discard, nil))
+	store := eventstore.New(eventstore.Config{DatabaseURL: pool.Config().ConnString()}, log, prometheus.NewRegistry())
+	if err := store.EnsureCategories(ctx, pool, []eventstore.CategorySpec{{Name: "User", Slots: 8, Partitions: 8, Topic: "refold.user"}}); err != nil {
+		return nil, err
+	}
+	w := &writer{pool: pool, reader: eventstore.NewReader(pool)}
+	w.category, _ = store.Category("User")
+	w.runtime, err = aggregate.NewRuntime(aggregate.Config{}, aggregate.Deps{Store: store, Pool: pool, Schemas: schemaRegistry, Contracts: contracts, SchemaIDs: ids, Logger: log}, user.Define())
+	if err != nil {
+		return nil, err
+	}
+	w.accounts, err = aggregate.Open(w.runtime, user.Define())
+	go store.Run(ctx)
+	return w, err
+}
+
+func setup(t testing.TB) *writer {
+	t.Helper()
+	ctx, stop := context.WithCancel(context.Background())
+	t.Cleanup(stop)
+	w, err := start(ctx, devstack.MigratedDatabase(t))
+	require.NoError(t, err)
+	return w
+}
+
+// activator activates every new account, and logs it in once its address is
+// verified. before is called first.
+func (w *writer) activator(cfg reaction.Config, before func(typ, stream string) error) *reaction.Consumer {
+	cfg.Name, cfg.Category, cfg.Poll, cfg.Lease, cfg.Backoff = "activator", "User", 50*time.Millisecond, 2*time.Second, time.Millisecond
+	if before == nil {
+		before = func(string, string) error { return nil }
+	}
+	c := reaction.New(w.runtime, cfg)
+	reaction.On(c, func(ctx context.Context, e reaction.Event[user.UserCreated]) error {
+		if err := before(e.Type, e.Stream); err != nil {
+			return err
+		}
+		_, err := w.accounts.Execute(ctx, e.Stream, (*user.Account).Activate)
+		return err
+	})
+	reaction.On(c, func(ctx context.Context, e reaction.Event[user.UserEmailVerified]) error {
+		if err := before(e.Type, e.Stream); err != nil {
+			return err
+		}
+		_, err := w.accounts.Execute(ctx, e.Stream, func(a *user.Account) error { return a.LogIn(user.LogIn{Succeeded: true}) })
+		return err
+	})
+	return c
+}
+
+// run runs a consumer and returns what stops it and waits for its end.
+func run(t testing.TB, c *reaction.Consumer) (stop func()) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- c.Run(ctx) }()
+	var once sync.Once
+	stop = func() { once.Do(func() { cancel(); require.NoError(t, <-done) }) }
+	t.Cleanup(stop)
+	return stop
+}
+
+func (w *writer) create(t testing.TB, id string) {
+	t.Helper()
+	_, err := w.accounts.Create(context.Background(), id, func(a *user.Account) error { return a.Create(user.Create{Email: id + "@example.com"}) })
+	require.NoError(t, err)
+}
+
+func (w *writer) verify(t testing.TB, id string) {
+	t.Helper()
+	_, err := w.accounts.Execute(context.Background(), id, func(a *user.Account) error { return a.VerifyEmail(user.VerifyEmail{Email: id + "@example.com"}) })
+	require.NoError(t, err)
+}
+
+// types returns the types of a stream's events.
+func (w *writer) types(t testing.TB, id string) (types []string) {
+	t.Helper()
+	list, err := w.reader.StreamEvents(context.Background(), w.category, id, 0, 1000, false)
+	require.NoError(t, err)
+	for _, e := range list {
+		types = append(types, e.Type)
+	}
+	return types
+}
+
+func (w *writer) await(t testing.TB, id string, types ...string) {
+	t.Helper()
+	require.Eventually(t, func() bool { return fmt.Sprint(w.types(t, id)) == fmt.Sprint(types) }, 60*time.Second, 20*time.Millisecond,
+		"%s should have %v", id, types)
+}
+
+func (w *writer) awaitParked(t testing.TB, n int) []reaction.Parked {
+	t.Helper()
+	var list []reaction.Parked
+	require.Eventually(t, func() bool {
+		var err error
+		list, err = reaction.ParkedStreams(context.Background(), w.pool, "activator")
+		return err == nil && len(list) == n
+	}, 60*time.Second, 20*time.Millisecond)
+	return list
+}
+
+func TestAReactionActsOnNewEventsAndSkipsHistory(t *testing.T) {
+	t.Parallel()
+	w := setup(t)
+	w.create(t, "old")
+	stop := run(t, w.activator(reaction.Config{}, nil))
+	require.Eventually(t, func() bool {
+		var n int
+		err := w.pool.QueryRow(context.Background(), `select count(*) from refold.reaction_progress`).Scan(&n)
+		return err == nil && n == 8
+	}, 60*time.Second, 20*time.Millisecond)
+	w.create(t, "new")
+	w.await(t, "new", "UserCreated", "UserActivated")
+	stop()
+	w.create(t, "meanwhile") // while nobody runs
+	run(t, w.activator(reaction.Config{}, nil))
+	w.await(t, "meanwhile", "UserCreated", "UserActivated")
+	require.Equal(t, []string{"UserCreated"}, w.types(t, "old"))
+
+	list, err := w.reader.StreamEvents(context.Background(), w.category, "new", 0, 10, false)
+	require.NoError(t, err)
+	require.Equal(t, event.Metadata{Actor: "reaction/activator", CorrelationID: list[0].ID.String(), CausationID: list[0].ID.String()}, list[1].Metadata)
+}
+
+func TestAReactionHandlesAllOfTheLogWhenAsked(t *testing.T) {
+	t.Parallel()
+	w := setup(t)
+	w.create(t, "old")
+	w.verify(t, "old")
+	run(t, w.activator(reaction.Config{FromStart: true}, nil))
+	w.await(t, "old", "UserCreated", "UserEmailVerified", "UserActivated", "UserLoggedIn")
+}
+
+func TestAnEventThatCannotBeHandledParksItsStreamAlone(t *testing.T) {
+	t.Parallel()
+	w := setup(t)
+	var mu sync.Mutex
+	broken, calls := true, make(map[string]int)
+	run(t, w.activator(reaction.Config{FromStart: true, Attempts: 3}, func(typ, stream string) error {
+		mu.Lock()
+		defer mu.Unlock()
+		calls[typ+" "+stream]++
+		switch {
+		case stream == "flaky" && typ == "UserCreated" && calls[typ+" "+stream] < 3:
+			panic("not yet")
+		case stream == "broken" && broken:
+			return errors.New("no")
+		case stream == "refused" && typ == "UserCreated":
+			return user.ErrLocked
+		}
+		return nil
+	}))
+	for _, id := range []string{"flaky", "broken", "refused", "fine"} {
+		w.create(t, id)
+		w.verify(t, id)
+	}
+	parked := w.awaitParked(t, 2)
+	w.await(t, "flaky", "UserCreated", "UserEmailVerified", "UserActivated", "UserLoggedIn")
+	w.await(t, "fine", "UserCreated", "UserEmailVerified", "UserActivated", "UserLoggedIn")
+	require.Equal(t, "broken", parked[0].Stream)
+	require.Equal(t, 3, parked[0].Attempts)
+	require.Equal(t, 1, parked[1].Attempts, "a refusal is not tried again")
+	require.Len(t, w.types(t, "broken"), 2, "what comes behind waits")
+
+	require.ErrorIs(t, reaction.Retry(context.Background(), w.pool, "activator", "User", "fine", "why not"), reaction.ErrNotParked)
+	mu.Lock()
+	broken = false
+	mu.Unlock()
+	require.NoError(t, reaction.Retry(context.Background(), w.pool, "activator", "User", "broken", "mended"))
+	w.await(t, "broken", "UserCreated", "UserEmailVerified", "UserActivated", "UserLoggedIn")
+	w.awaitParked(t, 1)
+	// Behind the skipped event the account is not active, so the next one is refused too.
+	require.NoError(t, reaction.Skip(context.Background(), w.pool, "activator", "User", "refused", "not wanted"))
+	require.Eventually(t, func() bool {
+		list := w.awaitParked(t, 1)
+		return list[0].Version == 2 && list[0].Request == ""
+	}, 60*time.Second, 20*time.Millisecond)
+	require.NoError(t, reaction.Skip(context.Background(), w.pool, "activator", "User", "refused", "not wanted"))
+	w.awaitParked(t, 0)
+	require.Len(t, w.types(t, "refused"), 2)
+}
+
+// A consumer that stands in a function when its lease ends must not move the
+// progress of the one that has taken over.
+func TestAZombieMovesNothing(t *testing.T) {
+	t.Parallel()
+	w := setup(t)
+	entered, leave := make(chan struct{}), make(chan struct{})
+	var once sync.Once
+	run(t, w.activator(reaction.Config{FromStart: true}, func(string, string) error {
+		once.Do(func() { close(entered); <-leave })
+		return nil
+	}))
+	w.create(t, "a")
+	<-entered
+	_, err := w.pool.Exec(context.Background(), `update refold.lease set fence = fence + 1, nonce = gen_random_uuid(), expires = clock_timestamp() - interval '1 hour' where name = 'reaction/activator'`)
+	require.NoError(t, err)
+	close(leave)
+	w.create(t, "b")
+	w.await(t, "a", "UserCreated", "UserActivated")
+	w.await(t, "b", "UserCreated", "UserActivated")
+}
+
+// Processes that react are killed again and again while events arrive; every
+// event has its effect once.
+func TestKilledReactionsActOnceOnEveryEvent(t *testing.T) {
+	t.Parallel()
+	w := setup(t)
+	exe, err := os.Executable()
+	require.NoError(t, err)
+	launch := func() *exec.Cmd {
+		cmd := exec.Command(exe, "-test.run=^$")
+		cmd.Env = append(os.Environ(), child+"="+w.pool.Config().ConnString())
+		cmd.Stderr = os.Stderr
+		cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+		require.NoError(t, cmd.Start())
+		return cmd
+	}
+	// The first start decides that all events below are news.
+	cmd := launch()
+	require.Eventually(t, func() bool {
+		var n int
+		err := w.pool.QueryRow(context.Background(), `select count(*) from refold.reaction_progress`).Scan(&n)
+		return err == nil && n == 8
+	}, 60*time.Second, 20*time.Millisecond)
+	const rounds, each = 4, 25
+	for round := range rounds {
+		for i := range each {
+			id := fmt.Sprintf("u%d-%d", round, i)
+			w.create(t, id)
+			w.verify(t, id)
+			if i == each/2 { // wherever it stands: before the command, behind it, before the move
+				require.NoError(t, cmd.Process.Kill())
+				cmd.Wait()
+				cmd = launch()
+			}
+		}
+	}
+	for round := range rounds {
+		for i := range each {
+			id := fmt.Sprintf("u%d-%d", round, i)
+			require.Eventually(t, func() bool {
+				types := fmt.Sprint(w.types(t, id))
+				return strings.Contains(types, "UserActivated") && strings.Contains(types, "UserLoggedIn")
+			}, 90*time.Second, 20*time.Millisecond, id)
+			require.Len(t, w.types(t, id), 4, id)
+		}
+	}
+	require.NoError(t, cmd.Process.Kill())
+	cmd.Wait()
+}
+
+func TestWhatIsWrongWithAReactionIsSaidAtTheStart(t *testing.T) {
+	t.Parallel()
+	w := setup(t)
+	require.ErrorContains(t, reaction.New(w.runtime, reaction.Config{Name: "x", Category: "Nope"}).Check(), "no category Nope")
+	require.ErrorContains(t, reaction.New(w.runtime, reaction.Config{Name: "X Y", Category: "User"}).Check(), "cannot name a reaction")
+	require.ErrorContains(t, reaction.New(w.runtime, reaction.Config{Name: "x", Category: "User"}).Check(), "no event has a function")
+	type Unknown struct{}
+	c := reaction.New(w.runtime, reaction.Config{Name: "x", Category: "User"})
+	reaction.On(c, func(context.Context, reaction.Event[Unknown]) error { return nil })
+	require.ErrorContains(t, c.Run(context.Background()), "no such event")
+}
