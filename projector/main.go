@@ -29,6 +29,7 @@ type cli struct {
 	Serve  service.QueryCommand     `cmd:"" help:"Serve read models."`
 	Verify verifyCommand            `cmd:"" help:"Fold the log from the event table and compare every row."`
 	Lint   lintCommand              `cmd:"" help:"Compile the definitions of a folder."`
+	Test   testCommand              `cmd:"" help:"Run the tests that stand beside the definitions (projections/*.test.yaml)."`
 }
 
 func main() {

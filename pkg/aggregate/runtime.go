@@ -66,6 +66,8 @@ type Runtime struct {
 // Type is a [Definition] of any aggregate.
 type Type interface {
 	Category() string
+	// Simulate runs a named command without a log.
+	Simulate(contracts *avro.Contracts, id string, given []event.Event, command string, body []byte) (Simulation, error)
 	open(rt *Runtime) (Handler, error)
 }
 

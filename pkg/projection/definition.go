@@ -129,8 +129,8 @@ func (d *Definition) errorf(at place, format string, args ...any) error {
 	return sourceError(d.File, d.Source, at, format, args...)
 }
 
-// LoadDefinitions reads projections/*.yaml below a folder. A folder without them
-// is no error.
+// LoadDefinitions reads projections/*.yaml below a folder, but for *.test.yaml,
+// which package refoldtest reads. A folder without them is no error.
 func LoadDefinitions(fsys fs.FS) ([]*Definition, error) {
 	files, err := fs.Glob(fsys, "projections/*.yaml")
 	if err != nil {
@@ -140,6 +140,9 @@ func LoadDefinitions(fsys fs.FS) ([]*Definition, error) {
 	var failures []error
 	seen := make(map[string]string)
 	for _, file := range files {
+		if strings.HasSuffix(file, ".test.yaml") {
+			continue
+		}
 		raw, err := fs.ReadFile(fsys, file)
 		if err != nil {
 			return nil, fmt.Errorf("reading %s: %w", file, err)
