@@ -7,63 +7,127 @@
 package query
 
 import (
-	"bytes"
 	"encoding/json"
 	"errors"
-	"fmt"
+	"log/slog"
 	"net/http"
-	"net/url"
 	"strings"
 	"time"
 
-	"github.com/refoldhq/refold/pkg/avro"
+	"github.com/prometheus/client_golang/prometheus"
+
 	"github.com/refoldhq/refold/pkg/event"
 	"github.com/refoldhq/refold/pkg/problem"
-	"github.com/refoldhq/refold/pkg/projection"
 	"github.com/refoldhq/refold/pkg/readmodel"
 )
+
+// Deps are what the API is made of.
+type Deps struct {
+	Reader    *readmodel.Reader
+	Catalogue *readmodel.Catalogue
+	Plans     *readmodel.Plans
+	Log       *slog.Logger
+	Metrics   prometheus.Registerer
+}
 
 // API serves queries. It is safe for concurrent use.
 type API struct {
 	reader    *readmodel.Reader
 	catalogue *readmodel.Catalogue
-	plans     Plans
+	plans     *readmodel.Plans
+	log       *slog.Logger
+	duration  *prometheus.HistogramVec
 }
 
-// Plans compiles the definition of a version; it may be called often.
-type Plans func(readmodel.Version) (*projection.Plan, error)
-
 // New returns the API.
-func New(reader *readmodel.Reader, catalogue *readmodel.Catalogue, plans Plans) *API {
-	return &API{reader, catalogue, plans}
+func New(d Deps) *API {
+	a := &API{reader: d.Reader, catalogue: d.Catalogue, plans: d.Plans, log: d.Log,
+		duration: prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "refold_query_duration_seconds",
+			Help:    "Time from a query to its answer, waits for a token included.",
+			Buckets: prometheus.ExponentialBuckets(0.0005, 2, 16)}, []string{"operation", "outcome"})}
+	d.Metrics.MustRegister(a.duration)
+	return a
 }
 
 // Register adds the API's routes to mux.
 func (a *API) Register(mux *http.ServeMux) {
-	for pattern, f := range map[string]func(http.ResponseWriter, *http.Request) error{
-		"GET /v1/read-models":              a.listModels,
-		"GET /v1/read-models/{name}":       a.list,
-		"GET /v1/read-models/{name}/{key}": a.get,
-	} {
-		mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
-			if err := f(w, r); err != nil {
-				toProblem(err).Write(w)
-			}
-		})
-	}
-	for _, path := range []string{"/v1/read-models", "/v1/read-models/{name}", "/v1/read-models/{name}/{key}"} {
+	a.route(mux, "models", "GET /v1/read-models", jsonMedia, a.listModels)
+	a.route(mux, "list", "GET /v1/read-models/{name}", jsonMedia, a.list)
+	a.route(mux, "list", "POST /v1/read-models/{name}/query", jsonMedia, a.post)
+	a.route(mux, "get", "GET /v1/read-models/{name}/{key}", jsonMedia, a.get)
+	for path, methods := range map[string]string{"/v1/read-models": "GET", "/v1/read-models/{name}": "GET", "/v1/read-models/{name}/{key}": "GET"} {
 		mux.HandleFunc(path, func(w http.ResponseWriter, _ *http.Request) {
-			w.Header().Set("Allow", "GET")
-			problem.New(http.StatusMethodNotAllowed, "method-not-allowed", "The method is not allowed here", "allowed: GET").Write(w)
+			w.Header().Set("Allow", methods)
+			problem.New(http.StatusMethodNotAllowed, "method-not-allowed", "The method is not allowed here", "allowed: "+methods).Write(w)
 		})
 	}
 }
 
+const jsonMedia = "application/json"
+
+func (a *API) route(mux *http.ServeMux, operation, pattern, media string, answer func(http.ResponseWriter, *http.Request) error) {
+	durations := map[string]prometheus.Observer{}
+	for _, outcome := range []string{"ok", "refused", "stale", "failed"} {
+		durations[outcome] = a.duration.WithLabelValues(operation, outcome)
+	}
+	mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
+		start := time.Now()
+		err := checkAccept(r, media)
+		if err == nil {
+			err = answer(w, r)
+		}
+		outcome := "ok"
+		if err != nil {
+			outcome = a.refuse(w, r, err)
+		}
+		durations[outcome].Observe(time.Since(start).Seconds())
+	})
+}
+
+// refuse answers with a problem and returns the outcome as a label.
+func (a *API) refuse(w http.ResponseWriter, r *http.Request, err error) string {
+	p := toProblem(err)
+	p.Write(w)
+	switch {
+	case p.Status < http.StatusInternalServerError:
+		return "refused"
+	case p.Type == "not-caught-up":
+		return "stale"
+	}
+	if r.Context().Err() == nil {
+		a.log.Warn("a query failed", "projection", r.PathValue("name"), "err", err)
+	}
+	return "failed"
+}
+
+// checkAccept refuses a request whose Accept excludes the type of the answer.
+func checkAccept(r *http.Request, media string) error {
+	accept := r.Header["Accept"]
+	if len(accept) == 0 {
+		return nil
+	}
+	kind, _, _ := strings.Cut(media, "/")
+	for part := range strings.SplitSeq(strings.Join(accept, ","), ",") {
+		want, _, _ := strings.Cut(part, ";")
+		if want = strings.TrimSpace(want); want == "*/*" || want == kind+"/*" || strings.EqualFold(want, media) {
+			return nil
+		}
+	}
+	return problem.New(http.StatusNotAcceptable, "not-acceptable", "The answer has another type", "it is "+media)
+}
+
 func toProblem(err error) *problem.Problem {
 	var p *problem.Problem
+	var wrong *readmodel.QueryError
 	switch {
 	case errors.As(err, &p):
 		return p
+	case errors.As(err, &wrong):
+		return wrongQuery(wrong)
+	case errors.Is(err, readmodel.ErrCursor):
+		return problem.BadRequest(err.Error()).At("/cursor").With("parameter", "cursor")
+	case errors.Is(err, readmodel.ErrCursorExpired):
+		return problem.New(http.StatusGone, "cursor-expired", "The cursor is too old", err.Error())
 	case errors.Is(err, readmodel.ErrUnknownProjection):
 		return problem.New(http.StatusNotFound, "unknown-read-model", "There is no such read model", "")
 	case errors.Is(err, readmodel.ErrNoRow):
@@ -81,6 +145,18 @@ func toProblem(err error) *problem.Problem {
 	default:
 		return problem.New(http.StatusServiceUnavailable, "unavailable", "The database is not available", "try again")
 	}
+}
+
+// wrongQuery points at the parameter of the URL, or the member of the body, that
+// is wrong.
+func wrongQuery(e *readmodel.QueryError) *problem.Problem {
+	escaped := strings.NewReplacer("~", "~0", "/", "~1").Replace(e.Parameter)
+	p := problem.BadRequest(e.Parameter+": "+e.Reason).At("/"+escaped).With("parameter", e.Parameter)
+	if e.Index != nil {
+		p.Type, p.Title = "no-index", "No index serves the query"
+		p.With("index", e.Index)
+	}
+	return p
 }
 
 const (
@@ -132,7 +208,7 @@ func (a *API) listModels(w http.ResponseWriter, r *http.Request) error {
 		if v.State != "active" {
 			continue
 		}
-		plan, err := a.plans(v)
+		plan, err := a.plans.Plan(v)
 		if err != nil {
 			return err
 		}
@@ -148,76 +224,4 @@ func (a *API) listModels(w http.ResponseWriter, r *http.Request) error {
 	}
 	w.Header().Set("Content-Type", "application/json")
 	return json.NewEncoder(w).Encode(models)
-}
-
-func (a *API) list(w http.ResponseWriter, r *http.Request) error {
-	f, err := fresh(r)
-	if err != nil {
-		return err
-	}
-	values, err := url.ParseQuery(r.URL.RawQuery)
-	if err != nil {
-		return problem.BadRequest("the query string is malformed")
-	}
-	var c *compiled
-	page, from, err := a.reader.List(r.Context(), r.PathValue("name"), f, func(m *readmodel.Model) (_ readmodel.Query, err error) {
-		c, err = compile(m.Plan, values)
-		if err != nil {
-			return readmodel.Query{}, err
-		}
-		return c.query, nil
-	})
-	if err != nil {
-		return err
-	}
-	return respond(w, r, from, c.render(page))
-}
-
-// render makes the body of a list; one row more than the limit was read to know
-// whether another page follows.
-func (c *compiled) render(page readmodel.Page) []byte {
-	next := []byte("null")
-	if len(page.Rows) > c.limit {
-		page.Rows, page.Keys = page.Rows[:c.limit], page.Keys[:c.limit]
-		next, _ = json.Marshal(c.cursorAfter(page.Rows[c.limit-1], page.Keys[c.limit-1])) // a string
-	}
-	var b bytes.Buffer
-	b.WriteString(`{"rows":[`)
-	for i, row := range page.Rows {
-		if i > 0 {
-			b.WriteByte(',')
-		}
-		b.Write(c.project(row, page.Keys[i]))
-	}
-	b.WriteString(`],"next":`)
-	b.Write(next)
-	if page.Count != nil {
-		fmt.Fprintf(&b, `,"count":%d`, *page.Count)
-	}
-	b.WriteByte('}')
-	return b.Bytes()
-}
-
-// project keeps the fields that were asked for.
-func (c *compiled) project(row json.RawMessage, key string) []byte {
-	if c.fields == nil {
-		return row
-	}
-	var members map[string]json.RawMessage
-	if err := json.Unmarshal(row, &members); err != nil {
-		return row // what the database gave is JSON
-	}
-	out := []byte{'{'}
-	for i, name := range c.fields {
-		if i > 0 {
-			out = append(out, ',')
-		}
-		out = append(avro.AppendQuoted(out, []byte(name)), ':')
-		if name == "key" {
-			out = avro.AppendQuoted(out, []byte(key))
-		} else {
-			out = append(out, members[name]...)
-		}
-	}
-	return append(out, '}')
 }

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -14,6 +15,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/stretchr/testify/require"
 
 	"github.com/refoldhq/refold/pkg/avro"
@@ -97,6 +99,9 @@ func (w *world) compile(text string) *projection.Plan {
 	return plan
 }
 
+// noCache is for tests that write rows without announcing them.
+var noCache = readmodel.Config{CacheBytes: -1}
+
 // replica is one process that serves queries.
 type replica struct {
 	t   testing.TB
@@ -115,7 +120,7 @@ func (w *world) replicaAt(listen string, cfg readmodel.Config) *replica {
 	reader, err := readmodel.NewReader(ctx, cfg, w.pool, plans, watcher)
 	require.NoError(w.t, err)
 	mux := http.NewServeMux()
-	query.New(reader, readmodel.NewCatalogue(w.pool), plans.Plan).Register(mux)
+	query.New(query.Deps{Reader: reader, Catalogue: readmodel.NewCatalogue(w.pool), Plans: plans, Log: slog.New(slog.NewTextHandler(w.t.Output(), nil)), Metrics: prometheus.NewRegistry()}).Register(mux)
 	server := httptest.NewServer(mux)
 	running, stop := context.WithCancel(ctx)
 	done := make(chan struct{})

@@ -105,7 +105,7 @@ func ParseAnnouncement(payload string) (a Announcement, err error) {
 	if err != nil || len(raw) == 0 || raw[0] != announcementFormat {
 		return a, ErrMalformedAnnouncement
 	}
-	r := announcementReader{rest: raw[1:]}
+	r := fieldReader{rest: raw[1:]}
 	a.Projection = r.text()
 	a.Version = int(r.number(1 << 31))
 	a.Category = r.text()
@@ -126,12 +126,13 @@ func ParseAnnouncement(payload string) (a Announcement, err error) {
 	return a, nil
 }
 
-type announcementReader struct {
+// fieldReader takes apart what is made of varints and texts.
+type fieldReader struct {
 	rest []byte
 	bad  bool
 }
 
-func (r *announcementReader) number(limit uint64) int64 {
+func (r *fieldReader) number(limit uint64) int64 {
 	v, n := binary.Uvarint(r.rest)
 	if r.bad || n <= 0 || v > limit {
 		r.bad = true
@@ -141,8 +142,10 @@ func (r *announcementReader) number(limit uint64) int64 {
 	return int64(v)
 }
 
-func (r *announcementReader) text() string {
-	n := r.number(64)
+func (r *fieldReader) text() string { return r.string(64) }
+
+func (r *fieldReader) string(limit uint64) string {
+	n := r.number(limit)
 	if r.bad || int(n) > len(r.rest) {
 		r.bad = true
 		return ""

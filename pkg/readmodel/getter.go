@@ -15,8 +15,8 @@ import (
 
 // snapshot is what one statement has seen of a version besides rows.
 type snapshot struct {
-	active   bool
-	clean    bool // no event of the version is parked
+	state    string // of the version, empty when it is not in the catalogue
+	clean    bool   // no event of the version is parked
 	progress *Progress
 	parked   []event.Position // of the written marks that were asked about
 	begun    uint64           // the clock of validity before the statement
@@ -37,6 +37,12 @@ type getter struct {
 	joined  map[string]*get // by key: queued or being read, and without marks of their own
 	running int
 }
+
+// States of a version.
+const (
+	stateActive  = "active"
+	stateRetired = "retired"
+)
 
 // get is one key that somebody waits for. What it holds is complete once done is
 // closed.
@@ -164,6 +170,14 @@ func (g *getter) read(ctx context.Context, keys []string, marks []event.Mark) (m
 	return found, s, s.scan(rows, func(key string, data []byte) { found[key] = data })
 }
 
+// queue adds the reading of the snapshot to a pipeline.
+func (s *snapshot) queue(trip *pgx.Batch, v Version, marks []event.Mark) {
+	categories, slots, seqs := markColumns(marks)
+	trip.Queue(snapshotSQL, v.Projection, v.Number, categories, slots, seqs).Query(func(rows pgx.Rows) error {
+		return s.scan(rows, func(string, []byte) {})
+	})
+}
+
 // scan takes in what snapshotSQL has read, and hands rows on.
 func (s *snapshot) scan(rows pgx.Rows, row func(key string, data []byte)) error {
 	var b progressBuilder
@@ -175,7 +189,7 @@ func (s *snapshot) scan(rows pgx.Rows, row func(key string, data []byte)) error 
 	_, err := pgx.ForEachRow(rows, []any{&kind, &text, &slots, &seqs, &key, &data}, func() error {
 		switch kind {
 		case "v":
-			s.active, s.clean = *text == "active", slots == nil
+			s.state, s.clean = *text, slots == nil
 		case "p":
 			b.add(*text, slots, seqs)
 		case "x":

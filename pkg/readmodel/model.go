@@ -12,14 +12,15 @@ import (
 	"github.com/refoldhq/refold/pkg/projection"
 )
 
-// Model is one version as it is queried. It never changes.
+// Model is one version as it is queried.
 type Model struct {
 	Version Version
 	Plan    *projection.Plan
 
-	id     versionID
-	stamps *stamps
-	getter *getter
+	id       versionID
+	stamps   *stamps
+	getter   *getter
+	estimate estimate
 }
 
 // models finds the versions that queries are answered from. What it keeps is

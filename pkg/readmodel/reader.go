@@ -2,14 +2,12 @@ package readmodel
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"strings"
 	"time"
 	"unicode/utf8"
 
-	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/refoldhq/refold/pkg/event"
@@ -23,6 +21,12 @@ type Config struct {
 	StatementTimeout time.Duration
 	// CacheBytes bounds the answers that are kept; 64 MiB, none when negative.
 	CacheBytes int
+	// StrictRows is the size of a version, in rows, from which on a query that no
+	// index serves is refused; 10,000, never when negative.
+	StrictRows int64
+	// CursorKey signs cursors, the same on all replicas; when empty, one that is
+	// kept in the database.
+	CursorKey []byte
 	// CacheTTL is the longest that an answer is kept, whatever is heard of it; a
 	// minute.
 	CacheTTL time.Duration
@@ -34,6 +38,9 @@ func (c Config) withDefaults() Config {
 	}
 	if c.CacheBytes == 0 {
 		c.CacheBytes = 64 << 20
+	}
+	if c.StrictRows == 0 {
+		c.StrictRows = 10_000
 	}
 	if c.CacheTTL == 0 {
 		c.CacheTTL = time.Minute
@@ -49,6 +56,10 @@ type Reader struct {
 	models  *models
 	watcher *Watcher
 	cache   *cache
+	fills   *fills
+	signer  *signer
+
+	strictRows int64
 }
 
 // NewReader returns a reader on the database of a pool, with sessions of its own.
@@ -68,7 +79,12 @@ func NewReader(ctx context.Context, cfg Config, from *pgxpool.Pool, plans *Plans
 		pool.Close()
 		return nil, err
 	}
-	return &Reader{pool: pool, models: newModels(pool, plans, watcher.validity), watcher: watcher, cache: answers}, nil
+	r := &Reader{pool: pool, models: newModels(pool, plans, watcher.validity), watcher: watcher, cache: answers,
+		fills: &fills{timeout: 2 * cfg.StatementTimeout, running: make(map[cacheKey]*fill)}, signer: &signer{pool: from}, strictRows: cfg.StrictRows}
+	if len(cfg.CursorKey) > 0 {
+		r.signer.key = cfg.CursorKey
+	}
+	return r, nil
 }
 
 // Close ends the reader's sessions.
@@ -149,7 +165,11 @@ func (r *Reader) Get(ctx context.Context, name, key string, fresh Fresh) (row []
 	}
 	marks := written(fresh.Token)
 	var e *entry
-	from, err = r.answer(ctx, name, fresh, func(m *Model, fromCache bool) (*snapshot, error) {
+	pick := func(ctx context.Context) (*Model, bool, error) {
+		m, err := r.models.current(ctx, name)
+		return m, false, err
+	}
+	from, err = r.answer(ctx, pick, fresh, func(m *Model, fromCache bool) (*snapshot, error) {
 		k := cacheKey{leaf: m.Version.Leaf, query: key}
 		if fromCache {
 			if e = r.cache.find(m, k, fresh.Token); e != nil {
@@ -161,7 +181,7 @@ func (r *Reader) Get(ctx context.Context, name, key string, fresh Fresh) (row []
 			return nil, err
 		}
 		e = &entry{row: c.row, keys: []uint32{HashKey(key)}, of: c.of}
-		if c.of.active {
+		if c.of.state == stateActive {
 			r.cache.keep(m, k, e)
 		}
 		return e.of, nil
@@ -176,13 +196,15 @@ func (r *Reader) Get(ctx context.Context, name, key string, fresh Fresh) (row []
 	return row, from, err
 }
 
-// answer asks read for rows of the active version until their snapshot contains
-// what the client wants, within its wait.
-func (r *Reader) answer(ctx context.Context, name string, fresh Fresh, read func(m *Model, fromCache bool) (*snapshot, error)) (from Answer, err error) {
+// answer asks read for rows of the version that pick finds until their snapshot
+// contains what the client wants, within its wait. Unless it is pinned the version
+// must be active in that snapshot.
+func (r *Reader) answer(ctx context.Context, pick func(context.Context) (m *Model, pinned bool, err error), fresh Fresh,
+	read func(m *Model, fromCache bool) (*snapshot, error)) (from Answer, err error) {
 	cached := true
 	var deadline <-chan time.Time // set at the first wait
 	for attempt := 0; ; attempt++ {
-		m, err := r.models.current(ctx, name)
+		m, pinned, err := pick(ctx)
 		if err != nil {
 			return from, classify(err)
 		}
@@ -194,10 +216,13 @@ func (r *Reader) answer(ctx context.Context, name string, fresh Fresh, read func
 		if worth || attempt == 0 && fresh.Wait == 0 {
 			moved = r.watcher.Moved() // before reading, so that no move is missed
 			var of *snapshot
-			of, err = read(m, cached && r.watcher.isActive(m.id))
+			of, err = read(m, cached && (pinned || r.watcher.isActive(m.id)))
 			if err == nil {
 				from = r.from(m, of, fresh)
-				err = r.judge(of, from, fresh)
+				err = r.judge(of, pinned, from, fresh)
+			}
+			if pinned {
+				err = numberedGone(err)
 			}
 		}
 		switch {
@@ -230,8 +255,11 @@ func (r *Reader) answer(ctx context.Context, name string, fresh Fresh, read func
 // maxFlips bounds how often a query looks for the active version again.
 const maxFlips = 10
 
-func (r *Reader) judge(of *snapshot, from Answer, fresh Fresh) error {
-	if !of.active {
+func (r *Reader) judge(of *snapshot, pinned bool, from Answer, fresh Fresh) error {
+	switch {
+	case pinned && (of.state == "" || of.state == stateRetired):
+		return ErrCursorExpired
+	case !pinned && of.state != stateActive:
 		return errNotActive
 	}
 	if len(fresh.Token) > 0 {
@@ -263,68 +291,4 @@ func classify(err error) error {
 		return fmt.Errorf("%w: %w", ErrTooExpensive, err)
 	}
 	return err
-}
-
-// Page is a part of a list.
-type Page struct {
-	Rows  []json.RawMessage
-	Keys  []string
-	Count *int64
-}
-
-func (p *Page) size() (n int) {
-	for i := range p.Rows {
-		n += len(p.Rows[i]) + len(p.Keys[i]) + 48
-	}
-	return n
-}
-
-// Query is a compiled list query: SQL made of the plan's names, and values.
-type Query struct {
-	Where, Order string
-	Args         []any
-	Limit        int
-	Count        bool
-}
-
-// List returns the rows that a query selects.
-func (r *Reader) List(ctx context.Context, name string, fresh Fresh, compile func(*Model) (Query, error)) (page Page, from Answer, err error) {
-	from, err = r.answer(ctx, name, fresh, func(m *Model, _ bool) (*snapshot, error) {
-		q, err := compile(m)
-		if err != nil {
-			return nil, err
-		}
-		var of *snapshot
-		page, of, err = r.list(ctx, m, q, written(fresh.Token))
-		return of, err
-	})
-	from.byStream = false
-	return page, from, err
-}
-
-// list runs a query in one pipeline, which is one transaction and so, on these
-// sessions, one snapshot.
-func (r *Reader) list(ctx context.Context, m *Model, q Query, marks []event.Mark) (page Page, of *snapshot, err error) {
-	of = &snapshot{begun: r.watcher.validity.now(), at: time.Now()}
-	categories, slots, seqs := markColumns(marks)
-	trip := &pgx.Batch{}
-	trip.Queue(snapshotSQL, m.Version.Projection, m.Version.Number, categories, slots, seqs).Query(func(rows pgx.Rows) error {
-		return of.scan(rows, func(string, []byte) {})
-	})
-	trip.Queue(fmt.Sprintf(`select key, data from %s where %s order by %s limit %d`, m.Version.Table(), q.Where, q.Order, q.Limit), q.Args...).Query(func(rows pgx.Rows) error {
-		var key string
-		var data []byte
-		_, err := pgx.ForEachRow(rows, []any{&key, &data}, func() error {
-			page.Keys, page.Rows = append(page.Keys, key), append(page.Rows, append([]byte(nil), data...))
-			return nil
-		})
-		return err
-	})
-	if q.Count {
-		trip.Queue(fmt.Sprintf(`select count(*) from %s where %s`, m.Version.Table(), q.Where), q.Args...).QueryRow(func(row pgx.Row) error { return row.Scan(&page.Count) })
-	}
-	if err := r.pool.SendBatch(ctx, trip).Close(); err != nil {
-		return page, nil, err
-	}
-	return page, of, nil
 }

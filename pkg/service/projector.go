@@ -154,7 +154,7 @@ func (q *Queries) Start(ctx context.Context, h *Host) (err error) {
 	if q.reader, err = readmodel.NewReader(ctx, readmodel.Config{}, q.pool, plans, q.watcher); err != nil {
 		return err
 	}
-	query.New(q.reader, readmodel.NewCatalogue(q.pool), plans.Plan).Register(h.Mux)
+	query.New(query.Deps{Reader: q.reader, Catalogue: readmodel.NewCatalogue(q.pool), Plans: plans, Log: h.Log, Metrics: h.Registry}).Register(h.Mux)
 	return nil
 }
 
