@@ -22,11 +22,12 @@ type shard[A any] struct {
 	max   int
 }
 
-// slot is one aggregate. Whoever has taken lock may use live.
+// slot is one aggregate. Whoever has taken lock may use live and held.
 type slot[A any] struct {
 	id    string
 	lock  chan struct{} // holds an element while somebody has the slot
 	live  *A            // nil: to be loaded
+	held  []Claim       // what live claims
 	users int           // callers that have it or wait for it
 	place *list.Element // in idle, when there are none
 }

@@ -145,19 +145,19 @@ func (c *Codec[A]) holds(a *A) []Claim {
 }
 
 // request returns the append of what was raised on an aggregate that held
-// certain claims when it was loaded.
-func (c *Codec[A]) request(a *A, held []Claim) (eventstore.Append, error) {
+// certain claims before, and what it holds then.
+func (c *Codec[A]) request(a *A, held []Claim) (eventstore.Append, []Claim, error) {
 	root := c.d.root(a)
 	out := eventstore.Append{Category: c.d.category, Stream: root.id, Expected: eventstore.Exactly(root.version), Events: make([]eventstore.NewEvent, len(root.pending))}
 	for i, e := range root.pending {
 		var err error
 		if out.Events[i], err = c.Encode(e); err != nil {
-			return out, err
+			return out, nil, err
 		}
 	}
 	holds := c.holds(a)
 	out.Claims, out.Releases = without(holds, held), without(held, holds)
-	return out, nil
+	return out, holds, nil
 }
 
 // without returns the claims of a that are not in b.

@@ -10,7 +10,8 @@ import (
 
 type metrics struct {
 	commands  *prometheus.CounterVec
-	loads     *prometheus.CounterVec
+	fromCache prometheus.Counter
+	fromLog   prometheus.Counter
 	snapshots *prometheus.CounterVec
 }
 
@@ -18,23 +19,24 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 	m := &metrics{
 		commands: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "refold_commands_total",
 			Help: "Calls that ran a function on an aggregate, by outcome."}, []string{"category", "outcome"}),
-		loads: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "refold_aggregate_loads_total",
-			Help: "Aggregates that a call needed, by where they came from: cache or log."}, []string{"from"}),
 		snapshots: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "refold_snapshots_total",
 			Help: "Snapshots, by outcome: written, failed, or unreadable when one was loaded."}, []string{"outcome"}),
 	}
+	loads := prometheus.NewCounterVec(prometheus.CounterOpts{Name: "refold_aggregate_loads_total",
+		Help: "Aggregates that a call needed, by where they came from: cache or log."}, []string{"from"})
+	m.fromCache, m.fromLog = loads.WithLabelValues("cache"), loads.WithLabelValues("log")
 	if reg != nil {
-		reg.MustRegister(m.commands, m.loads, m.snapshots)
+		reg.MustRegister(m.commands, loads, m.snapshots)
 	}
 	return m
 }
 
 func (m *metrics) loaded(warm bool) {
-	from := "log"
 	if warm {
-		from = "cache"
+		m.fromCache.Inc()
+	} else {
+		m.fromLog.Inc()
 	}
-	m.loads.WithLabelValues(from).Inc()
 }
 
 func (m *metrics) badSnapshot() { m.snapshots.WithLabelValues("unreadable").Inc() }

@@ -73,8 +73,11 @@ func (rt *Runtime) order(ctx context.Context, options []Option) *order {
 	return o
 }
 
-// hash is the digest of what is asked under a key.
+// hash is the digest of what is asked under a key; nil without one.
 func (o *order) hash(category, id string) []byte {
+	if o.key == "" {
+		return nil
+	}
 	sum := sha256.Sum256([]byte("command\n" + category + "\n" + id + "\n" + o.label))
 	return sum[:]
 }

@@ -201,12 +201,11 @@ func (c *call[A]) attempt(ctx context.Context) (*Result, error) {
 		if err != nil {
 			return nil, err
 		}
-		c.slot.live = a
+		c.slot.live, c.slot.held = a, r.codec.holds(a)
 	}
-	a := c.slot.live
+	a, held := c.slot.live, c.slot.held
 	c.slot.live = nil // until it is known to be what the log has; f may panic
 	root := r.codec.Root(a)
-	held := r.codec.holds(a)
 	err := c.judge(a, root)
 	if err != nil || len(root.pending) == 0 {
 		if warm {
@@ -222,7 +221,7 @@ func (c *call[A]) attempt(ctx context.Context) (*Result, error) {
 		}
 		return &Result{Category: c.category.Name, ID: id, Version: root.version}, nil
 	}
-	write, err := r.codec.request(a, held)
+	write, holds, err := r.codec.request(a, held)
 	if err != nil {
 		return nil, err
 	}
@@ -232,7 +231,7 @@ func (c *call[A]) attempt(ctx context.Context) (*Result, error) {
 	}
 	if !result.Replayed {
 		root.stored(&write, &result.Appends[0])
-		c.slot.live = a
+		c.slot.live, c.slot.held = a, holds
 		r.maybeSnapshot(id, root)
 	}
 	return resultOf(c.category.Name, id, result), nil
@@ -260,10 +259,7 @@ func (c *call[A]) checkFresh(ctx context.Context, root *Root) error {
 
 func (c *call[A]) append(ctx context.Context, write eventstore.Append) (*eventstore.Result, error) {
 	rt := c.repository.rt
-	request := &eventstore.Request{Appends: []eventstore.Append{write}, Metadata: c.order.metadata, Key: c.order.key}
-	if request.Key != "" {
-		request.Hash = c.hash
-	}
+	request := &eventstore.Request{Appends: []eventstore.Append{write}, Metadata: c.order.metadata, Key: c.order.key, Hash: c.hash}
 	result, err := rt.deps.Store.Append(ctx, request)
 	if errors.Is(err, eventstore.ErrKeyReused) {
 		// Another call with the id was faster, and did something of another shape.

@@ -36,11 +36,17 @@ func setup(t testing.TB) *writer {
 	return open(t, devstack.MigratedDatabase(t), aggregate.Config{Snapshots: aggregate.NoSnapshots})
 }
 
-// open starts a writer on a database, which may have others.
-func open(t testing.TB, pool *pgxpool.Pool, cfg aggregate.Config) *writer {
+func contracts(t testing.TB) *avro.Contracts {
 	t.Helper()
 	contracts, err := avro.LoadContracts(schemas.FS)
 	require.NoError(t, err)
+	return contracts
+}
+
+// open starts a writer on a database, which may have others.
+func open(t testing.TB, pool *pgxpool.Pool, cfg aggregate.Config) *writer {
+	t.Helper()
+	contracts := contracts(t)
 	schemaRegistry := registry.New(pool)
 	ids, err := schemaRegistry.RegisterContracts(ctx, contracts, func(category string) string { return "refold." + strings.ToLower(category) })
 	require.NoError(t, err)
@@ -78,4 +84,12 @@ func (w *writer) category(t testing.TB) eventstore.Category {
 	c, ok := w.store.Category("User")
 	require.True(t, ok)
 	return c
+}
+
+// forAnother returns the writer's dependencies for a second runtime, which has no metrics of
+// its own.
+func (w *writer) forAnother() aggregate.Deps {
+	deps := w.deps
+	deps.Metrics = nil
+	return deps
 }

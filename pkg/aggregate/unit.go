@@ -40,7 +40,7 @@ func (m *memberOf[A]) request() (eventstore.Append, bool, error) {
 	if len(m.repository.codec.Root(m.a).pending) == 0 {
 		return eventstore.Append{}, false, nil
 	}
-	write, err := m.repository.codec.request(m.a, m.held)
+	write, _, err := m.repository.codec.request(m.a, m.held)
 	return write, true, err
 }
 

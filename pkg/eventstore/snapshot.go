@@ -76,17 +76,21 @@ func scanSnapshot(row pgx.Row, snap *Snapshot) error {
 	return err
 }
 
+const writeSnapshotSQL = `
+	insert into refold.snapshot as s (category, stream, fingerprint, version, event, recorded, state) values ($1, $2, $3, $4, $5, $6, $7)
+	on conflict (category, stream, fingerprint) do update
+		set version = excluded.version, event = excluded.event, recorded = excluded.recorded, state = excluded.state, written = clock_timestamp()
+		where s.version <= excluded.version
+		   or not exists (select from refold.event e where e.category = s.category and e.stream = s.stream and e.version = s.version and e.id = s.event)`
+
 // Write keeps a snapshot unless there is one of a later version whose event the
-// stream still holds.
+// stream still holds. A crash of the server may lose what was written last: its
+// commit does not wait for the disk, which appends need more.
 func (s *Snapshots) Write(ctx context.Context, category Category, stream string, fingerprint []byte, snap Snapshot) error {
-	_, err := s.pool.Exec(ctx, `
-		insert into refold.snapshot as s (category, stream, fingerprint, version, event, recorded, state) values ($1, $2, $3, $4, $5, $6, $7)
-		on conflict (category, stream, fingerprint) do update
-			set version = excluded.version, event = excluded.event, recorded = excluded.recorded, state = excluded.state, written = clock_timestamp()
-			where s.version <= excluded.version
-			   or not exists (select from refold.event e where e.category = s.category and e.stream = s.stream and e.version = s.version and e.id = s.event)`,
-		category.ID, stream, fingerprint, snap.Version, [16]byte(snap.Event), snap.Recorded.Std(), snap.State)
-	if err != nil {
+	trip := &pgx.Batch{} // one transaction, for there is one Sync
+	trip.Queue(`select set_config('synchronous_commit', 'off', true)`)
+	trip.Queue(writeSnapshotSQL, category.ID, stream, fingerprint, snap.Version, [16]byte(snap.Event), snap.Recorded.Std(), snap.State)
+	if err := s.pool.SendBatch(ctx, trip).Close(); err != nil {
 		return fmt.Errorf("writing a snapshot of %s/%s: %w", category.Name, stream, err)
 	}
 	return nil

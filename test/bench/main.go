@@ -44,6 +44,7 @@ type section struct {
 var sections = []section{
 	{"append", "Appending", benchAppend},
 	{"http", "Appending over HTTP", benchHTTP},
+	{"aggregate", "Aggregates", benchAggregate},
 	{"relay", "Relay", benchRelay},
 	{"apply", "Applying", benchApply},
 	{"visible", "From append to row", benchVisible},
