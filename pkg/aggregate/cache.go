@@ -9,7 +9,8 @@ import (
 
 // cache keeps aggregates warm and gives each to one caller at a time: callers of
 // one aggregate would only make one another lose races. It holds a bounded
-// number of idle aggregates and drops those that were used longest ago.
+// number of aggregates, besides those in use, and drops those that were used
+// longest ago.
 type cache[A any] struct {
 	seed   maphash.Seed
 	shards [16]shard[A]
@@ -18,7 +19,7 @@ type cache[A any] struct {
 type shard[A any] struct {
 	mu    sync.Mutex // guards all below, and the slots' users and place
 	slots map[string]*slot[A]
-	idle  *list.List // of *slot[A], the one used last in front
+	used  *list.List // of *slot[A]: all that have something to keep, the one used last in front
 	max   int
 }
 
@@ -29,13 +30,13 @@ type slot[A any] struct {
 	live  *A            // nil: to be loaded
 	held  []Claim       // what live claims
 	users int           // callers that have it or wait for it
-	place *list.Element // in idle, when there are none
+	place *list.Element // in used; nil when there was nothing to keep yet
 }
 
 func newCache[A any](size int) *cache[A] {
 	c := &cache[A]{seed: maphash.MakeSeed()}
 	for i := range c.shards {
-		c.shards[i] = shard[A]{slots: make(map[string]*slot[A]), idle: list.New(), max: max(1, size/len(c.shards))}
+		c.shards[i] = shard[A]{slots: make(map[string]*slot[A]), used: list.New(), max: max(1, size/len(c.shards))}
 	}
 	return c
 }
@@ -54,10 +55,6 @@ func (c *cache[A]) acquire(ctx context.Context, id string) (*slot[A], error) {
 		s.slots[id] = e
 	}
 	e.users++
-	if e.place != nil {
-		s.idle.Remove(e.place)
-		e.place = nil
-	}
 	s.mu.Unlock()
 	select {
 	case e.lock <- struct{}{}:
@@ -87,15 +84,35 @@ func (s *shard[A]) leave(e *slot[A]) {
 	if e.users--; e.users > 0 {
 		return
 	}
-	if e.live == nil {
-		delete(s.slots, e.id)
-		return
+	switch {
+	case e.live == nil:
+		s.drop(e)
+	case e.place == nil:
+		e.place = s.used.PushFront(e)
+		s.evict()
+	default:
+		s.used.MoveToFront(e.place)
 	}
-	e.place = s.idle.PushFront(e)
-	for s.idle.Len() > s.max {
-		oldest := s.idle.Remove(s.idle.Back()).(*slot[A])
-		delete(s.slots, oldest.id)
+}
+
+// evict drops what was used longest ago. Aggregates in use stay, so that nobody
+// else makes a second slot for them.
+func (s *shard[A]) evict() {
+	for at := s.used.Back(); at != nil && s.used.Len() > s.max; {
+		before := at.Prev()
+		if e := at.Value.(*slot[A]); e.users == 0 {
+			s.drop(e)
+		}
+		at = before
 	}
+}
+
+func (s *shard[A]) drop(e *slot[A]) {
+	if e.place != nil {
+		s.used.Remove(e.place)
+		e.place = nil
+	}
+	delete(s.slots, e.id)
 }
 
 // forget drops an aggregate that somebody else has changed, unless it is in use:
@@ -104,9 +121,8 @@ func (c *cache[A]) forget(id string) {
 	s := c.shard(id)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if e := s.slots[id]; e != nil && e.place != nil {
-		s.idle.Remove(e.place)
-		delete(s.slots, id)
+	if e := s.slots[id]; e != nil && e.users == 0 {
+		s.drop(e)
 	}
 }
 
@@ -115,8 +131,10 @@ func (c *cache[A]) clear() {
 	for i := range c.shards {
 		s := &c.shards[i]
 		s.mu.Lock()
-		for s.idle.Len() > 0 {
-			delete(s.slots, s.idle.Remove(s.idle.Back()).(*slot[A]).id)
+		for _, e := range s.slots {
+			if e.users == 0 {
+				s.drop(e)
+			}
 		}
 		s.mu.Unlock()
 	}

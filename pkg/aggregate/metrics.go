@@ -55,14 +55,15 @@ func (m *metrics) count(category string, err error) {
 }
 
 func outcomeOf(err error) string {
+	if err == nil { // what follows allocates
+		return "ok"
+	}
 	var broken *Broken
 	var conflict *Conflict
 	var taken *ClaimTaken
 	var missing *Missing
 	var exists *Exists
 	switch {
-	case err == nil:
-		return "ok"
 	case errors.As(err, &broken):
 		return "broken"
 	case errors.As(err, &conflict):

@@ -40,10 +40,17 @@ type Result struct {
 	Version int64
 	// Events are those that were stored; none when the function raised none.
 	Events []eventstore.Appended
-	// Token is for readers that must see the events; empty when there are none.
-	Token event.Token
 	// Replayed says that all this had been done before, under the same command id.
 	Replayed bool
+}
+
+// Token returns what readers need that must see the events; empty when there are
+// none.
+func (r *Result) Token() event.Token {
+	if len(r.Events) == 0 {
+		return nil
+	}
+	return event.Token{{Position: r.Events[len(r.Events)-1].Position, Written: true}}
 }
 
 // Load returns an aggregate as the log has it, or [*Missing]. It belongs to the
@@ -139,6 +146,9 @@ func (r *Repository[A]) run(ctx context.Context, id string, expect existence, f 
 	c := call[A]{repository: r, category: category, order: o, slot: s, expect: expect, f: f, hash: o.hash(category.Name, id)}
 	for attempt := 1; ; attempt++ {
 		result, err := c.attempt(ctx)
+		if err == nil {
+			return result, nil
+		}
 		var lost *eventstore.VersionConflict
 		switch {
 		case errors.Is(err, errStale): // it was not run on fresh state, so it does not count
@@ -277,7 +287,7 @@ func resultOf(category, id string, r *eventstore.Result) *Result {
 	out := &Result{Category: category, ID: id, Replayed: r.Replayed}
 	for i := range r.Appends {
 		if a := &r.Appends[i]; a.Category == category && a.Stream == id {
-			out.Version, out.Events, out.Token = a.LastVersion, a.Events, a.Token()
+			out.Version, out.Events = a.LastVersion, a.Events
 		}
 	}
 	return out

@@ -24,7 +24,7 @@ func TestAnAccountLivesAndDies(t *testing.T) {
 	require.NoError(t, err)
 	require.EqualValues(t, 1, created.Version)
 	require.Len(t, created.Events, 1)
-	require.Len(t, created.Token, 1)
+	require.Len(t, created.Token(), 1)
 	for range user.MaxFailures {
 		_, err = w.accounts.Execute(ctx, "42", logIn(false))
 		require.ErrorIs(t, err, user.ErrInactive)
@@ -169,7 +169,7 @@ func TestACommandIDIsDoneOnce(t *testing.T) {
 	require.NoError(t, err)
 	require.True(t, again.Replayed)
 	require.Equal(t, first.Events, again.Events)
-	require.Equal(t, first.Token, again.Token)
+	require.Equal(t, first.Token(), again.Token())
 	_, err = w.accounts.Execute(ctx, "a", changeEmail("c@example.com"), aggregate.WithCommandID("c1", "change"))
 	require.ErrorIs(t, err, eventstore.ErrKeyReused)
 	_, err = w.accounts.Create(ctx, "b", create("x@example.com"), aggregate.WithCommandID("c1", "create"))

@@ -72,8 +72,10 @@ func (rt *Runtime) writeSnapshots(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case j := <-rt.jobs:
+			began := time.Now()
 			err = j.handler.snapshot(ctx, j.id)
 			rt.metrics.snapshotWritten(err)
+			rest(ctx, time.Since(began))
 		case <-tick.C:
 			for _, h := range rt.all() {
 				err = errors.Join(err, h.sweep(ctx))
@@ -82,6 +84,17 @@ func (rt *Runtime) writeSnapshots(ctx context.Context) {
 		if err != nil && ctx.Err() == nil {
 			rt.deps.Logger.Warn("a snapshot was not written", "err", err)
 		}
+	}
+}
+
+// rest leaves the database to the appends for twice as long as a snapshot took,
+// so that snapshots never take more than a third of a session.
+func rest(ctx context.Context, took time.Duration) {
+	timer := time.NewTimer(min(2*took, time.Second))
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-ctx.Done():
 	}
 }
 

@@ -176,8 +176,8 @@ func writeCommand(w http.ResponseWriter, result *aggregate.Result) {
 	out = append(append(out, `","stream":"`...), result.ID...)
 	out = strconv.AppendInt(append(out, `","version":`...), result.Version, 10)
 	out = append(out, `,"token":"`...)
-	if len(result.Token) > 0 {
-		out = append(out, result.Token.String()...)
+	if token := result.Token(); len(token) > 0 {
+		out = append(out, token.String()...)
 	}
 	out = append(out, `","events":[`...)
 	for i := range result.Events {
