@@ -1,0 +1,75 @@
+package rebuilder
+
+import (
+	"errors"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+// Rebuilt rows equal the live ones byte for byte, at any parallelism, from either
+// source, for rows of one stream and of many.
+func TestRebuiltRowsAreTheLiveOnes(t *testing.T) {
+	t.Parallel()
+	w := setup(t, ownYAML, sharedYAML)
+	w.history(60, 6)
+	w.live()
+	for _, name := range []string{"own", "shared"} {
+		w.settle(name, 1)
+		live := w.rows(name, 1)
+		require.NotEmpty(t, live)
+		for i, c := range []struct {
+			parallel int
+			source   Source
+		}{{1, FromTopic}, {2, FromEventStore}, {8, FromEither}} {
+			done, err := w.rebuilder().Run(w.ctx, name, Options{Parallel: c.parallel, Source: c.source, Verify: VerifyDeterministic}, nil)
+			require.NoError(t, err)
+			require.Equal(t, Done, done.State)
+			require.Equal(t, i+2, done.Version)
+			require.True(t, done.Report.OK, "%+v", done.Report)
+			require.Equal(t, live, w.rows(name, done.Version))
+			require.Equal(t, done.Version, w.active(name))
+		}
+	}
+}
+
+// A job that is killed anywhere is resumed by the next one, with the same rows.
+func TestKillAtEveryPointAndResume(t *testing.T) {
+	t.Parallel()
+	for _, name := range []string{"own", "shared"} {
+		w := setup(t, ownYAML, sharedYAML)
+		w.history(20, 3)
+		stop := w.live()
+		w.settle(name, 1)
+		stop()
+		live := w.rows(name, 1)
+		passed := make(map[string]bool)
+		kills := 0
+		for run := 0; ; run++ {
+			require.Less(t, run, 200)
+			r := w.rebuilder()
+			r.cfg.LeaseTime = 300 * time.Millisecond
+			r.stopAt = func(point string) error {
+				if passed[point] || point == "after promote" { // then it is done
+					return nil
+				}
+				passed[point] = true
+				kills++
+				return fmt.Errorf("%w at %s", errStopped, point)
+			}
+			done, err := r.Run(w.ctx, name, Options{Parallel: 1}, nil)
+			if errors.Is(err, errStopped) {
+				require.LessOrEqual(t, w.number(`select count(*) from refold.projection_version where projection = $1 and state <> 'retired'`, name), int64(2))
+				continue
+			}
+			require.NoError(t, err)
+			require.Equal(t, 2, done.Version, "a resumed job makes no new version")
+			break
+		}
+		require.Greater(t, kills, 30)
+		require.Equal(t, live, w.rows(name, 2))
+		require.Equal(t, 2, w.active(name))
+	}
+}

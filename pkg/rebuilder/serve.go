@@ -1,0 +1,70 @@
+package rebuilder
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+)
+
+// servePoll is how often requests are looked for; sweepPoll is how often versions
+// are looked for whose time is over.
+const (
+	servePoll = 500 * time.Millisecond
+	sweepPoll = 10 * time.Second
+)
+
+// Serve runs the rebuilds that are asked for over HTTP, and retires versions that
+// were kept long enough, until ctx ends. Several processes may serve: the lease
+// of a projection decides who runs its rebuild. A rebuild that failed waits for
+// somebody; one whose process died is taken up again.
+func (r *Rebuilder) Serve(ctx context.Context) error {
+	var all sync.WaitGroup
+	defer all.Wait()
+	var mu sync.Mutex
+	busy := make(map[string]bool)
+	swept := time.Time{}
+	for ctx.Err() == nil {
+		if open, err := r.Open(ctx); err == nil {
+			for _, one := range open {
+				mu.Lock()
+				taken := busy[one.Projection]
+				if !taken && (one.State == Requested || one.State == Running) {
+					busy[one.Projection] = true
+				}
+				mu.Unlock()
+				if taken || one.State != Requested && one.State != Running {
+					continue
+				}
+				all.Go(func() {
+					r.serveOne(ctx, one)
+					mu.Lock()
+					defer mu.Unlock()
+					delete(busy, one.Projection)
+				})
+			}
+		}
+		if time.Since(swept) > sweepPoll {
+			swept = time.Now()
+			if _, err := r.sweep(ctx); err != nil && ctx.Err() == nil {
+				r.deps.Logger.Warn("retiring versions", "err", err)
+			}
+		}
+		if pause(ctx, servePoll) != nil {
+			return nil
+		}
+	}
+	return nil
+}
+
+func (r *Rebuilder) serveOne(ctx context.Context, one Rebuild) {
+	done, err := r.Run(ctx, one.Projection, one.Options, nil)
+	var busy *Busy
+	switch {
+	case ctx.Err() != nil, errors.As(err, &busy):
+	case err != nil:
+		r.deps.Logger.Error("a rebuild has failed", "projection", one.Projection, "rebuild", one.ID, "err", err)
+	default:
+		r.deps.Logger.Info("a rebuild has ended", "projection", one.Projection, "rebuild", one.ID, "state", done.State)
+	}
+}
