@@ -26,6 +26,7 @@ type Deps struct {
 	Reader    *readmodel.Reader
 	Catalogue *readmodel.Catalogue
 	Plans     *readmodel.Plans
+	Feeds     *readmodel.Feeds
 	Log       *slog.Logger
 	Metrics   prometheus.Registerer
 }
@@ -35,13 +36,14 @@ type API struct {
 	reader    *readmodel.Reader
 	catalogue *readmodel.Catalogue
 	plans     *readmodel.Plans
+	feeds     *readmodel.Feeds
 	log       *slog.Logger
 	duration  *prometheus.HistogramVec
 }
 
 // New returns the API.
 func New(d Deps) *API {
-	a := &API{reader: d.Reader, catalogue: d.Catalogue, plans: d.Plans, log: d.Log,
+	a := &API{reader: d.Reader, catalogue: d.Catalogue, plans: d.Plans, feeds: d.Feeds, log: d.Log,
 		duration: prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "refold_query_duration_seconds",
 			Help:    "Time from a query to its answer, waits for a token included.",
 			Buckets: prometheus.ExponentialBuckets(0.0005, 2, 16)}, []string{"operation", "outcome"})}
@@ -54,6 +56,7 @@ func (a *API) Register(mux *http.ServeMux) {
 	a.route(mux, "models", "GET /v1/read-models", jsonMedia, a.listModels)
 	a.route(mux, "list", "GET /v1/read-models/{name}", jsonMedia, a.list)
 	a.route(mux, "list", "POST /v1/read-models/{name}/query", jsonMedia, a.post)
+	a.route(mux, "changes", "GET /v1/read-models/{name}/changes", "text/event-stream", a.changes)
 	a.route(mux, "get", "GET /v1/read-models/{name}/{key}", jsonMedia, a.get)
 	for path, methods := range map[string]string{"/v1/read-models": "GET", "/v1/read-models/{name}": "GET", "/v1/read-models/{name}/{key}": "GET"} {
 		mux.HandleFunc(path, func(w http.ResponseWriter, _ *http.Request) {
@@ -126,6 +129,10 @@ func toProblem(err error) *problem.Problem {
 		return wrongQuery(wrong)
 	case errors.Is(err, readmodel.ErrCursor):
 		return problem.BadRequest(err.Error()).At("/cursor").With("parameter", "cursor")
+	case errors.Is(err, readmodel.ErrChangeID):
+		return problem.BadRequest("Last-Event-ID: " + err.Error())
+	case errors.Is(err, readmodel.ErrChangesTooOld):
+		return problem.New(http.StatusGone, "changes-too-old", "The changes cannot be told any more", err.Error())
 	case errors.Is(err, readmodel.ErrCursorExpired):
 		return problem.New(http.StatusGone, "cursor-expired", "The cursor is too old", err.Error())
 	case errors.Is(err, readmodel.ErrUnknownProjection):

@@ -21,9 +21,12 @@ import (
 	"github.com/refoldhq/refold/pkg/avro"
 	"github.com/refoldhq/refold/pkg/devstack"
 	"github.com/refoldhq/refold/pkg/event"
+	"github.com/refoldhq/refold/pkg/eventstore"
 	"github.com/refoldhq/refold/pkg/projection"
 	"github.com/refoldhq/refold/pkg/query"
 	"github.com/refoldhq/refold/pkg/readmodel"
+	"github.com/refoldhq/refold/pkg/registry"
+	"github.com/refoldhq/refold/pkg/strictjson"
 )
 
 var ctx = context.Background()
@@ -75,17 +78,26 @@ type world struct {
 	plan      *projection.Plan
 	seqs      map[int]int64
 	offsets   map[int]int64
+	values    map[string][]byte // of events
 }
 
 func setup(t testing.TB) *world {
 	t.Helper()
-	w := &world{t: t, pool: devstack.MigratedDatabase(t), seqs: map[int]int64{}, offsets: map[int]int64{}}
+	w := &world{t: t, pool: devstack.MigratedDatabase(t), seqs: map[int]int64{}, offsets: map[int]int64{}, values: map[string][]byte{}}
 	_, err := w.pool.Exec(ctx, `with c as (insert into refold.category (name, slots, partitions, topic) values ('Item', 8, 2, 'refold.item') returning id)
 		insert into refold.slot (category, slot) select id, generate_series(0, 7) from c`)
 	require.NoError(t, err)
 	w.contracts, err = avro.LoadContracts(contracts)
 	require.NoError(t, err)
 	w.plan = w.compile(definition)
+	category, _ := w.contracts.Category("Item")
+	for name, data := range map[string]string{"ItemSet": row(`{}`), "ItemGone": `{}`} {
+		typ, _ := category.Type(name)
+		id, err := registry.New(w.pool).Register(ctx, "refold.item-"+name, typ.Newest())
+		require.NoError(t, err)
+		w.values[name], err = typ.Newest().EncodeJSON(avro.AppendFrame(nil, id), strictjson.NewReader([]byte(data)))
+		require.NoError(t, err)
+	}
 	require.NoError(t, readmodel.NewCatalogue(w.pool).CreateFirst(ctx, w.plan, []readmodel.Source{{Category: "Item", Generation: 1, Slots: slots, Partitions: partitions}}))
 	return w
 }
@@ -119,13 +131,14 @@ func (w *world) replicaAt(listen string, cfg readmodel.Config) *replica {
 	plans := readmodel.NewPlans(w.contracts)
 	reader, err := readmodel.NewReader(ctx, cfg, w.pool, plans, watcher)
 	require.NoError(w.t, err)
+	feeds := readmodel.NewFeeds(reader, w.pool, eventstore.NewReader(w.pool), registry.New(w.pool), slog.New(slog.NewTextHandler(w.t.Output(), nil)))
 	mux := http.NewServeMux()
-	query.New(query.Deps{Reader: reader, Catalogue: readmodel.NewCatalogue(w.pool), Plans: plans, Log: slog.New(slog.NewTextHandler(w.t.Output(), nil)), Metrics: prometheus.NewRegistry()}).Register(mux)
+	query.New(query.Deps{Reader: reader, Catalogue: readmodel.NewCatalogue(w.pool), Plans: plans, Feeds: feeds, Log: slog.New(slog.NewTextHandler(w.t.Output(), nil)), Metrics: prometheus.NewRegistry()}).Register(mux)
 	server := httptest.NewServer(mux)
 	running, stop := context.WithCancel(ctx)
 	done := make(chan struct{})
 	go func() { defer close(done); watcher.Run(running) }()
-	w.t.Cleanup(func() { server.Close(); stop(); <-done; reader.Close() })
+	w.t.Cleanup(func() { feeds.Close(); server.Close(); stop(); <-done; reader.Close() })
 	return &replica{w.t, server.URL}
 }
 
@@ -144,6 +157,14 @@ func (w *world) setIn(leaf string, version int, key string, data *string, announ
 	w.offsets[partition]++
 	require.NoError(w.t, pgx.BeginFunc(ctx, w.pool, func(tx pgx.Tx) error {
 		_, err := tx.Exec(ctx, `update refold.progress set seqs[array_position(slots, $1::smallint)] = $2, next_offset = $3 where version = $4 and partition = $5`, slot, w.seqs[slot], w.offsets[partition], version, partition)
+		typ := "ItemSet"
+		if data == nil {
+			typ = "ItemGone"
+		}
+		if err == nil {
+			_, err = tx.Exec(ctx, `insert into refold.event (category, slot, seq, version, id, time, recorded, stream, type, value)
+				select id, $1, $2, $2, gen_random_uuid(), now(), clock_timestamp(), $3, $4, $5 from refold.category on conflict do nothing`, slot, w.seqs[slot], key, typ, w.values[typ])
+		}
 		if err == nil && data == nil {
 			_, err = tx.Exec(ctx, `delete from refold.`+leaf+` where key = $1`, key)
 		}

@@ -89,11 +89,6 @@ func (g *getter) get(ctx context.Context, key string, marks []event.Mark) (*get,
 	}
 }
 
-// many reads several rows in one snapshot.
-func (g *getter) many(ctx context.Context, keys []string, marks []event.Mark) (map[string][]byte, *snapshot, error) {
-	return g.read(ctx, keys, marks)
-}
-
 func (g *getter) enqueue(key string, marks []event.Mark) *get {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -159,6 +154,7 @@ func (g *getter) answer(batch []*get) {
 	}
 }
 
+// read reads several rows in one snapshot.
 func (g *getter) read(ctx context.Context, keys []string, marks []event.Mark) (map[string][]byte, *snapshot, error) {
 	categories, slots, seqs := markColumns(marks)
 	s := &snapshot{begun: g.validity.now(), at: time.Now()}

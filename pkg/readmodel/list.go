@@ -12,7 +12,6 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/refoldhq/refold/pkg/event"
-	"github.com/refoldhq/refold/pkg/postgres"
 )
 
 // ListQuery asks for a page of rows.
@@ -323,7 +322,7 @@ func conjuncts(c Condition) []Condition {
 // numberedGone turns the error of a leaf that is not there any more into what a
 // cursor that is bound to it is told.
 func numberedGone(err error) error {
-	if postgres.IsCode(err, "42P01") {
+	if isGone(err) {
 		return ErrCursorExpired
 	}
 	return err

@@ -226,7 +226,7 @@ func (r *Reader) answer(ctx context.Context, pick func(context.Context) (m *Mode
 			}
 		}
 		switch {
-		case errors.Is(err, errNotActive), postgres.IsCode(err, "42P01"): // flipped or retired: look again
+		case errors.Is(err, errNotActive), isGone(err): // flipped or retired: look again
 			r.models.forget(m)
 			if attempt < maxFlips {
 				continue

@@ -125,6 +125,7 @@ type Queries struct {
 	watcher   *readmodel.Watcher
 	pool      *pgxpool.Pool
 	reader    *readmodel.Reader
+	feeds     *readmodel.Feeds
 }
 
 // NewQueries reads the contracts and returns the component. It does not dial.
@@ -154,7 +155,8 @@ func (q *Queries) Start(ctx context.Context, h *Host) (err error) {
 	if q.reader, err = readmodel.NewReader(ctx, readmodel.Config{}, q.pool, plans, q.watcher); err != nil {
 		return err
 	}
-	query.New(query.Deps{Reader: q.reader, Catalogue: readmodel.NewCatalogue(q.pool), Plans: plans, Log: h.Log, Metrics: h.Registry}).Register(h.Mux)
+	q.feeds = readmodel.NewFeeds(q.reader, q.pool, eventstore.NewReader(q.pool), registry.New(q.pool), h.Log)
+	query.New(query.Deps{Reader: q.reader, Catalogue: readmodel.NewCatalogue(q.pool), Plans: plans, Feeds: q.feeds, Log: h.Log, Metrics: h.Registry}).Register(h.Mux)
 	return nil
 }
 
@@ -162,5 +164,6 @@ func (q *Queries) Start(ctx context.Context, h *Host) (err error) {
 func (q *Queries) Run(ctx context.Context) error {
 	defer q.pool.Close()
 	defer q.reader.Close()
+	defer q.feeds.Close()
 	return q.watcher.Run(ctx)
 }

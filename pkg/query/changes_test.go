@@ -1,0 +1,261 @@
+package query_test
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/refoldhq/refold/pkg/event"
+)
+
+// follower is a client of the change feed: what it was told, and where it stands.
+type follower struct {
+	t        *testing.T
+	path     string
+	lastID   string
+	rows     map[string]map[string]any // nil: removed
+	versions []int
+	told     int
+}
+
+type sse struct {
+	id, event, data string
+}
+
+// follow reads events until stop says so or the stream ends.
+func (f *follower) follow(r *replica, stop func() bool) {
+	f.t.Helper()
+	during, cancel := context.WithTimeout(ctx, 60*time.Second)
+	defer cancel()
+	req, err := http.NewRequestWithContext(during, http.MethodGet, r.url+f.path, nil)
+	require.NoError(f.t, err)
+	if f.lastID != "" {
+		req.Header.Set("Last-Event-ID", f.lastID)
+	}
+	res, err := http.DefaultClient.Do(req)
+	require.NoError(f.t, err)
+	defer res.Body.Close()
+	require.Equal(f.t, http.StatusOK, res.StatusCode)
+	require.Equal(f.t, "text/event-stream", res.Header.Get("Content-Type"))
+	in := bufio.NewReader(res.Body)
+	for {
+		e, err := readSSE(in)
+		if err != nil {
+			require.NoError(f.t, during.Err(), "no change within 60 s")
+			return
+		}
+		f.take(e)
+		if stop() {
+			return
+		}
+	}
+}
+
+func readSSE(in *bufio.Reader) (e sse, err error) {
+	for {
+		line, err := in.ReadString('\n')
+		if err != nil {
+			return e, err
+		}
+		line = strings.TrimSuffix(line, "\n")
+		name, value, _ := strings.Cut(line, ": ")
+		switch {
+		case line == "":
+			return e, nil
+		case name == "id":
+			e.id = value
+		case name == "event":
+			e.event = value
+		case name == "data":
+			e.data = value
+		}
+	}
+}
+
+func (f *follower) take(e sse) {
+	f.t.Helper()
+	if e.id != "" {
+		f.lastID = e.id
+	}
+	var data struct {
+		Key     string
+		Row     map[string]any
+		Token   string
+		Version int
+	}
+	if e.data != "" {
+		require.NoError(f.t, json.Unmarshal([]byte(e.data), &data), e.data)
+	}
+	switch e.event {
+	case "upsert", "remove":
+		f.told++
+		if before := f.rows[data.Key]; before != nil && data.Row != nil {
+			require.GreaterOrEqual(f.t, data.Row["n"], before["n"], "%s went back", data.Key)
+		}
+		_, err := event.ParseToken(data.Token)
+		require.NoError(f.t, err)
+		require.Equal(f.t, e.event == "remove", data.Row == nil)
+		f.rows[data.Key] = data.Row
+	case "version":
+		f.versions = append(f.versions, data.Version)
+	}
+}
+
+func TestFollowersThatComeAndGoMissNothing(t *testing.T) {
+	w := setup(t)
+	replicas := []*replica{w.replica(), w.replica()}
+	w.set("before", row(`{"n": 0}`))
+	all := &follower{t: t, path: items + "/changes", rows: map[string]map[string]any{}}
+	red := &follower{t: t, path: items + "/changes?color=eq.RED", rows: map[string]map[string]any{}}
+	for _, f := range []*follower{all, red} {
+		f.follow(replicas[0], func() bool { return f.lastID != "" })
+		require.NotEmpty(t, f.lastID, "there is an id before the first change")
+	}
+
+	seed := time.Now().UnixNano()
+	t.Log("seed", seed)
+	random := rand.New(rand.NewPCG(uint64(seed), 0))
+	const rounds = 1200
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for n := range rounds {
+			key := fmt.Sprintf("k%d", random.IntN(30))
+			if random.IntN(5) == 0 {
+				w.remove(key)
+			} else {
+				w.set(key, row(fmt.Sprintf(`{"n": %d, "color": %q}`, n, []string{"RED", "BLUE"}[random.IntN(2)])))
+			}
+		}
+		w.set("last", row(`{"n": 1, "color": "RED"}`))
+	}()
+	for i, f := range []*follower{all, red} {
+		for f.rows["last"] == nil {
+			stopAt := f.told + 1 + rand.IntN(60)
+			f.follow(replicas[(i+f.told)%2], func() bool { return f.told >= stopAt || f.rows["last"] != nil })
+		}
+	}
+	<-done
+	require.Nil(t, all.rows["before"], "it begins now")
+	truth := map[string]map[string]any{}
+	for _, r := range replicas[0].get(items + "?select=key,n,color&limit=1000").list(t).Rows {
+		truth[r["key"].(string)] = r
+	}
+	for _, f := range []*follower{all, red} {
+		f.follow(replicas[0], func() bool { return f.agrees(truth, f == red) })
+		require.True(t, f.agrees(truth, f == red), f.path)
+		require.Greater(t, len(f.rows), 30)
+	}
+}
+
+// agrees tells whether what was told is what is.
+func (f *follower) agrees(truth map[string]map[string]any, red bool) bool {
+	for key, is := range truth {
+		if key == "before" || red && is["color"] != "RED" {
+			continue
+		}
+		if told := f.rows[key]; told == nil || fmt.Sprint(told["n"]) != is["n"].(json.Number).String() {
+			return false
+		}
+	}
+	for key, told := range f.rows {
+		if told != nil && (truth[key] == nil || red && truth[key]["color"] != "RED") {
+			return false
+		}
+	}
+	return true
+}
+
+func TestAFollowerSeesAFlipAndGoesOn(t *testing.T) {
+	w := setup(t)
+	r := w.replica()
+	w.set("a", row(`{"n": 1}`))
+	f := &follower{t: t, path: items + "/changes", rows: map[string]map[string]any{}}
+	f.follow(r, func() bool { return f.lastID != "" })
+	w.set("b", row(`{"n": 2}`)) // while nobody follows
+	w.version(2, definition)
+	w.flip(2)
+	go func() {
+		two := row(`{"n": 7}`)
+		w.setIn("rows_items_v2", 2, "c", &two, true)
+	}()
+	f.follow(r, func() bool { return f.rows["b"] != nil && f.rows["c"] != nil })
+	require.Equal(t, []int{2}, f.versions)
+}
+
+func TestAnIDIsJudged(t *testing.T) {
+	w := setup(t)
+	r := w.replica()
+	w.fill(3)
+	f := &follower{t: t, path: items + "/changes", rows: map[string]map[string]any{}}
+	f.follow(r, func() bool { return f.lastID != "" })
+	require.Equal(t, http.StatusBadRequest, r.get(items+"/changes", "Last-Event-ID", "nonsense").status)
+	require.Equal(t, http.StatusBadRequest, r.get(items+"/changes?nothing=eq.1").status)
+	require.Equal(t, http.StatusBadRequest, r.get(items+"/changes?order=n").status)
+	require.Equal(t, http.StatusNotFound, r.get("/v1/read-models/nothing/changes").status)
+	_, err := w.pool.Exec(ctx, `delete from refold.event`) // archived
+	require.NoError(t, err)
+	_, err = w.pool.Exec(ctx, `update refold.progress set seqs = array(select s + 1 from unnest(seqs) s), next_offset = next_offset + 9`)
+	require.NoError(t, err)
+	req, err := http.NewRequest(http.MethodGet, r.url+items+"/changes", nil)
+	require.NoError(t, err)
+	req.Header.Set("Last-Event-ID", f.lastID)
+	res, err := http.DefaultClient.Do(req)
+	require.NoError(t, err)
+	defer res.Body.Close()
+	raw, err := io.ReadAll(res.Body)
+	require.NoError(t, err)
+	require.Contains(t, string(raw), `{"reason":"too-old"}`)
+	_, err = w.pool.Exec(ctx, `update refold.progress set seqs = array(select 0 from unnest(seqs))`) // the log has lost its tail
+	require.NoError(t, err)
+	require.Equal(t, http.StatusGone, r.get(items+"/changes", "Last-Event-ID", f.lastID).status)
+}
+
+func TestASlowFollowerIsToldToResume(t *testing.T) {
+	w := setup(t)
+	r := w.replica()
+	req, err := http.NewRequest(http.MethodGet, r.url+items+"/changes", nil)
+	require.NoError(t, err)
+	dialer := net.Dialer{Control: func(_, _ string, c syscall.RawConn) error { // a small window
+		return c.Control(func(fd uintptr) { syscall.SetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_RCVBUF, 4096) })
+	}}
+	slow := &http.Client{Transport: &http.Transport{DialContext: dialer.DialContext}}
+	res, err := slow.Do(req)
+	require.NoError(t, err)
+	defer res.Body.Close()
+	in := bufio.NewReader(res.Body)
+	f := &follower{t: t, path: items + "/changes", rows: map[string]map[string]any{}}
+	for f.lastID == "" {
+		e, err := readSSE(in)
+		require.NoError(t, err)
+		f.take(e)
+	}
+	long := strings.Repeat("x", 200_000)
+	const changes = 60 // more than the sockets' buffers hold
+	for i := range changes {
+		w.set(fmt.Sprintf("k%d", i), row(fmt.Sprintf(`{"n": 1, "name": %q}`, long)))
+	}
+	for {
+		e, err := readSSE(in)
+		if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || e.event == "resume" {
+			break
+		}
+		require.NoError(t, err)
+		f.take(e)
+	}
+	require.True(t, len(f.rows) < changes, "%d", len(f.rows))
+	f.follow(r, func() bool { return len(f.rows) == changes })
+	require.Equal(t, changes, len(f.rows))
+}

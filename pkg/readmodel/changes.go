@@ -1,0 +1,262 @@
+package readmodel
+
+import (
+	"context"
+	"encoding/base64"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"slices"
+
+	"github.com/refoldhq/refold/pkg/avro"
+	"github.com/refoldhq/refold/pkg/event"
+	"github.com/refoldhq/refold/pkg/eventstore"
+	"github.com/refoldhq/refold/pkg/projection"
+	"github.com/refoldhq/refold/pkg/registry"
+)
+
+// Change is one change of a read model.
+type Change struct {
+	Kind ChangeKind
+	Key  string
+	// Row is the row as JSON after the change, nil when it is gone.
+	Row json.RawMessage
+	// Token is what Row contains.
+	Token string
+	// ID is where to go on behind the change, see [Feeds.Subscribe].
+	ID string
+	// Version is the version that the row belongs to.
+	Version int
+}
+
+// ChangeKind says what has changed.
+type ChangeKind uint8
+
+// Kinds of changes. After Flipped another version answers, whose rows may differ
+// from what was seen so far in any row, if its definition does.
+const (
+	Upserted ChangeKind = iota
+	Removed
+	Flipped
+)
+
+// Log is what feeds read of the event store.
+type Log interface {
+	RangeEvents(ctx context.Context, category eventstore.Category, ranges []eventstore.SlotRange, limit int) ([]event.Event, error)
+}
+
+// Schemas finds schemas by id.
+type Schemas interface {
+	SchemaByID(ctx context.Context, id int) (*avro.Schema, error)
+}
+
+// ErrChangesTooOld says that the changes behind an id cannot be told any more.
+var ErrChangesTooOld = errors.New("the id is too old, or of another log: read the rows anew and follow from now on")
+
+// ErrChangeID says that an id is none that was given.
+var ErrChangeID = errors.New("the id is not one of this read model's changes")
+
+const changeIDFormat = 1
+
+// changeID is a position in all slots that feed a version: everything up to there
+// has been told.
+func changeID(version int, p *Progress) string {
+	b := []byte{changeIDFormat}
+	b = binary.AppendUvarint(b, uint64(version))
+	for _, c := range p.categories {
+		b = appendString(b, c.name)
+		b = binary.AppendUvarint(b, uint64(len(c.seqs)))
+		for _, seq := range c.seqs {
+			b = binary.AppendUvarint(b, uint64(seq))
+		}
+	}
+	b = binary.BigEndian.AppendUint32(b, crc32.ChecksumIEEE(b))
+	return base64.RawURLEncoding.EncodeToString(b)
+}
+
+func parseChangeID(id string) (version int, p *Progress, err error) {
+	raw, err := base64.RawURLEncoding.Strict().DecodeString(id)
+	if err != nil || len(raw) < 5 || raw[0] != changeIDFormat {
+		return 0, nil, ErrChangeID
+	}
+	body, sum := raw[:len(raw)-4], binary.BigEndian.Uint32(raw[len(raw)-4:])
+	if crc32.ChecksumIEEE(body) != sum {
+		return 0, nil, ErrChangeID
+	}
+	r := fieldReader{rest: body[1:]}
+	version = int(r.number(1 << 31))
+	p = new(Progress)
+	for len(r.rest) > 0 && !r.bad {
+		c := categoryProgress{name: r.text()}
+		for range r.number(event.MaxSlots) {
+			c.seqs = append(c.seqs, r.number(1<<62))
+			if r.bad {
+				break
+			}
+		}
+		p.categories = append(p.categories, c)
+	}
+	if r.bad {
+		return 0, nil, ErrChangeID
+	}
+	return version, p, nil
+}
+
+// distance returns how many events lie between two positions, or an error when
+// the first is not one of the log that the second has come from.
+func (p *Progress) distance(to *Progress) (events int64, err error) {
+	if len(p.categories) != len(to.categories) {
+		return 0, ErrChangesTooOld
+	}
+	for i, c := range to.categories {
+		from := p.categories[i]
+		if from.name != c.name || len(from.seqs) != len(c.seqs) {
+			return 0, ErrChangesTooOld
+		}
+		for slot := range c.seqs {
+			if from.seqs[slot] > c.seqs[slot] {
+				return 0, ErrChangesTooOld // the log has lost its tail since
+			}
+			events += c.seqs[slot] - from.seqs[slot]
+		}
+	}
+	return events, nil
+}
+
+// clone returns a copy that may be changed until it is shared.
+func (p *Progress) clone() *Progress {
+	q := &Progress{categories: slices.Clone(p.categories)}
+	for i := range q.categories {
+		q.categories[i].seqs = slices.Clone(q.categories[i].seqs)
+	}
+	return q
+}
+
+// deriver derives changes from the log: the rows that the events between two
+// positions concern, as they are now. So a feed needs no writes of its own, a
+// change that was told is told again at the most, and none is left out.
+type deriver struct {
+	log        Log
+	schemas    Schemas
+	categories map[string]eventstore.Category
+	folders    map[*Model]*projection.Folder
+}
+
+// maxStep is the most events of a step.
+const maxStep = 1000
+
+// step returns the changes of the next events between two positions, and the
+// position behind them. Rows are read after the events, so what is told of a key
+// never goes back.
+func (d *deriver) step(ctx context.Context, m *Model, from, to *Progress) (changes []Change, reached *Progress, err error) {
+	reached = from.clone()
+	var keys []string
+	seen := map[string]bool{}
+	for left, i := maxStep, 0; i < len(to.categories) && left > 0; i++ {
+		events, err := d.events(ctx, to.categories[i], reached.categories[i].seqs, left)
+		if err != nil {
+			return nil, nil, err
+		}
+		left -= len(events)
+		for k := range events {
+			key, err := d.key(ctx, m, &events[k])
+			if err != nil {
+				return nil, nil, err
+			}
+			if key != "" && !seen[key] {
+				seen[key] = true
+				keys = append(keys, key)
+			}
+		}
+	}
+	changes, err = d.rows(ctx, m, keys, changeID(m.Version.Number, from))
+	if n := len(changes); err == nil && n > 0 {
+		changes[n-1].ID = changeID(m.Version.Number, reached)
+	}
+	return changes, reached, err
+}
+
+// events returns the next events of a category and moves seqs behind them.
+func (d *deriver) events(ctx context.Context, to categoryProgress, seqs []int64, limit int) ([]event.Event, error) {
+	var ranges []eventstore.SlotRange
+	for slot, seq := range to.seqs {
+		if seqs[slot] < seq {
+			ranges = append(ranges, eventstore.SlotRange{Slot: slot, After: seqs[slot], To: seq})
+		}
+	}
+	if len(ranges) == 0 {
+		return nil, nil
+	}
+	category, ok := d.categories[to.name]
+	if !ok {
+		return nil, fmt.Errorf("following changes: the category %s is not in the database", to.name)
+	}
+	events, err := d.log.RangeEvents(ctx, category, ranges, limit)
+	if err != nil {
+		return nil, err
+	}
+	for _, e := range events {
+		if e.Seq != seqs[e.Slot]+1 {
+			return nil, ErrChangesTooOld // archived
+		}
+		seqs[e.Slot] = e.Seq
+	}
+	if len(events) < limit {
+		for _, r := range ranges {
+			if seqs[r.Slot] != r.To {
+				return nil, ErrChangesTooOld
+			}
+		}
+	}
+	return events, nil
+}
+
+// key returns the key of the row that an event concerns; empty for none. An event
+// that cannot be applied is parked and changes no row.
+func (d *deriver) key(ctx context.Context, m *Model, e *event.Event) (string, error) {
+	if !m.Plan.Uses(e.Category, e.Type) {
+		return "", nil
+	}
+	id, _, err := avro.SplitFrame(e.Value)
+	if err != nil {
+		return "", nil //nolint:nilerr // parked
+	}
+	schema, err := d.schemas.SchemaByID(ctx, id)
+	if errors.Is(err, registry.ErrUnknownSchema) {
+		return "", nil // parked
+	}
+	if err != nil {
+		return "", err
+	}
+	folder := d.folders[m]
+	if folder == nil {
+		folder = m.Plan.NewFolder()
+		d.folders[m] = folder
+	}
+	if outcome, err := folder.Begin(e, schema); err != nil || outcome == projection.Filtered {
+		return "", nil //nolint:nilerr // parked
+	}
+	return string(folder.Key()), nil
+}
+
+func (d *deriver) rows(ctx context.Context, m *Model, keys []string, id string) ([]Change, error) {
+	if len(keys) == 0 {
+		return nil, nil
+	}
+	rows, of, err := m.getter.read(ctx, keys, nil)
+	if err != nil {
+		return nil, err
+	}
+	changes := make([]Change, 0, len(keys))
+	for _, key := range keys {
+		a := Answer{progress: of.progress, stream: key, byStream: !m.Plan.Shared()}
+		c := Change{Kind: Upserted, Key: key, Row: rows[key], Token: a.TokenText(), ID: id, Version: m.Version.Number}
+		if c.Row == nil {
+			c.Kind = Removed
+		}
+		changes = append(changes, c)
+	}
+	return changes, nil
+}

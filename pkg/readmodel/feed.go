@@ -1,0 +1,418 @@
+package readmodel
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/refoldhq/refold/pkg/eventstore"
+	"github.com/refoldhq/refold/pkg/postgres"
+	"github.com/refoldhq/refold/pkg/projection"
+)
+
+// Feeds tells subscribers about changes of read models: one reader of the log for
+// each read model that somebody follows, however many follow it. It is safe for
+// concurrent use.
+type Feeds struct {
+	reader  *Reader
+	log     Log
+	schemas Schemas
+	pool    *pgxpool.Pool
+	logger  *slog.Logger
+
+	mu      sync.Mutex
+	feeds   map[string]*feed
+	ctx     context.Context // of all feeds, nil once closed
+	cancel  context.CancelFunc
+	running sync.WaitGroup
+}
+
+// Limits of feeds.
+const (
+	subscriberBytes = 256 << 10
+	maxBehind       = 1_000_000              // events that a resumption may lie back
+	nearby          = maxStep                // events behind which a feed itself brings somebody up
+	feedPause       = 10 * time.Millisecond  // between two looks, so that one statement reads many changes
+	feedPoll        = 500 * time.Millisecond // while announcements cannot be relied on
+	aliveEvery      = 15 * time.Second
+)
+
+// NewFeeds returns feeds of a reader's models. The caller closes them.
+func NewFeeds(reader *Reader, pool *pgxpool.Pool, log Log, schemas Schemas, logger *slog.Logger) *Feeds {
+	ctx, cancel := context.WithCancel(context.Background())
+	return &Feeds{reader: reader, log: log, schemas: schemas, pool: pool, logger: logger, feeds: make(map[string]*feed), ctx: ctx, cancel: cancel}
+}
+
+// Close ends all subscriptions with [ErrClosed] and waits for the feeds.
+func (f *Feeds) Close() {
+	f.cancel()
+	f.running.Wait()
+}
+
+// Subscribe follows a read model: from now on, or without a gap behind the change
+// with an id; then changes may be told again. Changes of one key come in order.
+// The ready function is called when something is to be taken after nothing was;
+// it must not block. Errors: [ErrUnknownProjection], [ErrChangeID],
+// [ErrChangesTooOld], a [*QueryError].
+func (f *Feeds) Subscribe(ctx context.Context, name, after string, where Condition, ready func()) (*Subscriber, error) {
+	s := &Subscriber{name: name, where: where, budget: subscriberBytes, ready: ready}
+	m, now, err := f.progress(ctx, name)
+	if err != nil {
+		return nil, classify(err)
+	}
+	if err := where.check(m.Plan); err != nil {
+		return nil, err
+	}
+	j := &joiner{subscriber: s, version: m.Version.Number}
+	if after != "" {
+		if j.version, j.at, err = parseChangeID(after); err != nil {
+			return nil, err
+		}
+		events, err := j.at.distance(now)
+		if err != nil {
+			return nil, err
+		}
+		if events > maxBehind {
+			return nil, ErrChangesTooOld
+		}
+	}
+	return s, f.join(name, j, now)
+}
+
+// progress reads the active version and its progress from one snapshot.
+func (f *Feeds) progress(ctx context.Context, name string) (*Model, *Progress, error) {
+	for attempt := 0; ; attempt++ {
+		m, err := f.reader.models.current(ctx, name)
+		if err != nil {
+			return nil, nil, err
+		}
+		_, of, err := m.getter.read(ctx, nil, nil)
+		if err == nil && of.state == stateActive {
+			return m, of.progress, nil
+		}
+		f.reader.models.forget(m)
+		if err != nil && !isGone(err) || attempt == maxFlips {
+			return nil, nil, errors.Join(err, errNotActive)
+		}
+	}
+}
+
+func (f *Feeds) join(name string, j *joiner, now *Progress) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.ctx.Err() != nil {
+		return ErrClosed
+	}
+	one := f.feeds[name]
+	if one == nil {
+		one = &feed{feeds: f, name: name, wake: make(chan struct{}, 1), at: now, version: j.version,
+			subscribers: make(map[*Subscriber]struct{}), deriver: f.deriver()}
+		f.feeds[name] = one
+		f.running.Go(func() { one.run(f.ctx) })
+	}
+	one.mu.Lock()
+	one.joiners = append(one.joiners, j)
+	one.mu.Unlock()
+	one.nudge()
+	return nil
+}
+
+func (f *Feeds) deriver() *deriver {
+	return &deriver{log: f.log, schemas: f.schemas, folders: make(map[*Model]*projection.Folder)}
+}
+
+// joiner is a subscriber who is not up to date yet.
+type joiner struct {
+	subscriber *Subscriber
+	version    int
+	at         *Progress // nil: from now on
+}
+
+// feed tells all subscribers of one read model. Its goroutine alone touches what
+// is not under mu.
+type feed struct {
+	feeds   *Feeds
+	name    string
+	wake    chan struct{}
+	deriver *deriver
+
+	model       *Model
+	version     int
+	at          *Progress // up to which subscribers were told
+	subscribers map[*Subscriber]struct{}
+
+	mu      sync.Mutex
+	joiners []*joiner
+}
+
+func (f *feed) nudge() {
+	select {
+	case f.wake <- struct{}{}:
+	default:
+	}
+}
+
+// run tells until nobody listens any more.
+func (f *feed) run(ctx context.Context) {
+	alive := time.NewTicker(aliveEvery)
+	defer alive.Stop()
+	defer f.end()
+	for {
+		moved := f.feeds.reader.watcher.Moved()
+		if err := f.advance(ctx); err != nil && ctx.Err() == nil {
+			f.feeds.logger.Warn("following changes is interrupted", "projection", f.name, "err", err)
+		}
+		timer := time.NewTimer(feedPause)
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return
+		case <-timer.C:
+		}
+		timer.Reset(feedPoll)
+		select {
+		case <-ctx.Done():
+		case <-moved:
+		case <-f.wake:
+		case <-timer.C:
+		case <-alive.C:
+			f.tell(&Batch{Alive: true})
+		}
+		timer.Stop()
+		if ctx.Err() != nil || f.retire() {
+			return
+		}
+	}
+}
+
+// retire ends a feed that nobody listens to.
+func (f *feed) retire() bool {
+	for s := range f.subscribers {
+		if s.gone() {
+			delete(f.subscribers, s)
+		}
+	}
+	f.feeds.mu.Lock()
+	defer f.feeds.mu.Unlock()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if len(f.subscribers)+len(f.joiners) > 0 {
+		return false
+	}
+	if f.feeds.feeds[f.name] == f {
+		delete(f.feeds.feeds, f.name)
+	}
+	return true
+}
+
+func (f *feed) end() {
+	f.feeds.mu.Lock()
+	if f.feeds.feeds[f.name] == f {
+		delete(f.feeds.feeds, f.name)
+	}
+	f.feeds.mu.Unlock()
+	f.mu.Lock()
+	joiners := f.joiners
+	f.joiners = nil
+	f.mu.Unlock()
+	for _, j := range joiners {
+		j.subscriber.end(ErrClosed)
+	}
+	for s := range f.subscribers {
+		s.end(ErrClosed)
+	}
+}
+
+func (f *feed) tell(b *Batch) {
+	for s := range f.subscribers {
+		s.tell(b)
+	}
+}
+
+// advance tells what has changed since the last time, and takes in joiners.
+func (f *feed) advance(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	if err := f.deriver.prepare(ctx, f.feeds.pool); err != nil {
+		return err
+	}
+	f.mu.Lock()
+	joiners := f.joiners
+	f.joiners = nil
+	f.mu.Unlock()
+	if len(joiners) == 0 && f.current() {
+		return nil
+	}
+	if err := f.follow(ctx); err != nil {
+		f.mu.Lock()
+		f.joiners = append(f.joiners, joiners...)
+		f.mu.Unlock()
+		return err
+	}
+	for _, j := range joiners {
+		f.admit(ctx, j)
+	}
+	return nil
+}
+
+// current tells whether the watcher knows of nothing that was not told.
+func (f *feed) current() bool {
+	w := f.feeds.reader.watcher
+	if f.model == nil || !w.isActive(f.model.id) {
+		return false
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	p := w.positions[f.model.id]
+	return p != nil && f.at.Covers(p.progress.Token())
+}
+
+// follow brings all subscribers up to the present.
+func (f *feed) follow(ctx context.Context) error {
+	m, to, err := f.feeds.progress(ctx, f.name)
+	if err != nil {
+		return err
+	}
+	if f.model != m {
+		f.model = m
+		if f.version != m.Version.Number {
+			f.version = m.Version.Number
+			f.tell(flipped(m, f.at))
+		}
+	}
+	if _, err := f.at.distance(to); err != nil {
+		f.restart(to, err)
+	}
+	for !f.at.reaches(to) {
+		changes, reached, err := f.deriver.step(ctx, m, f.at, to)
+		if errors.Is(err, ErrChangesTooOld) {
+			f.restart(to, err)
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		f.at = reached
+		if len(changes) > 0 {
+			f.tell(newBatch(m, changes))
+		}
+	}
+	return nil
+}
+
+// restart begins anew where the log cannot be followed: it has lost its tail, or
+// was archived beyond us. Nobody can go on.
+func (f *feed) restart(at *Progress, err error) {
+	for s := range f.subscribers {
+		s.end(err)
+	}
+	f.at = at
+}
+
+func (p *Progress) reaches(to *Progress) bool {
+	events, err := p.distance(to)
+	return err == nil && events == 0
+}
+
+func flipped(m *Model, at *Progress) *Batch {
+	return newBatch(m, []Change{{Kind: Flipped, Token: at.TokenText(), ID: changeID(m.Version.Number, at), Version: m.Version.Number}})
+}
+
+// started tells a new subscriber where it stands, so that it can resume before
+// anything has changed.
+func started(m *Model, at *Progress) *Batch {
+	return &Batch{Model: m, Alive: true, Changes: []Change{{ID: changeID(m.Version.Number, at), Version: m.Version.Number}}}
+}
+
+// admit makes a joiner a subscriber once it has been told all that the others were
+// told. The last stretch is read here, so that no row is told to it that is older
+// than one that it has seen.
+func (f *feed) admit(ctx context.Context, j *joiner) {
+	s := j.subscriber
+	if s.gone() {
+		return
+	}
+	if j.at == nil {
+		s.tell(started(f.model, f.at))
+		f.subscribers[s] = struct{}{}
+		return
+	}
+	events, err := j.at.distance(f.at)
+	if err != nil {
+		s.end(err)
+		return
+	}
+	if events > nearby {
+		m, to := f.model, f.at
+		f.feeds.running.Go(func() { f.catchUp(f.feeds.ctx, j, m, to) })
+		return
+	}
+	if j.version != f.version {
+		s.tell(flipped(f.model, j.at))
+	}
+	for !j.at.reaches(f.at) {
+		changes, reached, err := f.deriver.step(ctx, f.model, j.at, f.at)
+		if err != nil {
+			s.end(err)
+			return
+		}
+		j.at = reached
+		if len(changes) > 0 {
+			s.tell(newBatch(f.model, changes))
+		}
+	}
+	s.tell(started(f.model, f.at))
+	f.subscribers[s] = struct{}{}
+}
+
+// catchUp brings a joiner near, no faster than it takes what it is told, and hands
+// it back to the feed.
+func (f *feed) catchUp(ctx context.Context, j *joiner, m *Model, to *Progress) {
+	s, d := j.subscriber, f.feeds.deriver()
+	if err := d.prepare(ctx, f.feeds.pool); err != nil {
+		s.end(err)
+		return
+	}
+	if j.version != m.Version.Number {
+		j.version = m.Version.Number
+		s.tell(flipped(m, j.at))
+	}
+	for events, _ := j.at.distance(to); events > nearby; events, _ = j.at.distance(to) {
+		if !s.awaitRoom(ctx) {
+			return
+		}
+		changes, reached, err := d.step(ctx, m, j.at, to)
+		if err != nil {
+			s.end(err)
+			return
+		}
+		j.at = reached
+		if len(changes) > 0 {
+			s.tell(newBatch(m, changes))
+		}
+	}
+	if err := f.feeds.join(f.name, j, to); err != nil {
+		s.end(err)
+	}
+}
+
+func isGone(err error) bool { return postgres.IsCode(err, "42P01") }
+
+func (d *deriver) prepare(ctx context.Context, pool *pgxpool.Pool) error {
+	if d.categories != nil {
+		return nil
+	}
+	list, err := eventstore.ReadCategories(ctx, pool)
+	if err != nil {
+		return err
+	}
+	d.categories = make(map[string]eventstore.Category)
+	for _, c := range list {
+		d.categories[c.Name] = c
+	}
+	return nil
+}
