@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -47,6 +48,8 @@ type API struct {
 	cfg    Config
 	deps   Deps
 	reader *eventstore.Reader
+	// described is the OpenAPI document with the operations of aggregates.
+	described atomic.Pointer[[]byte]
 }
 
 // New returns the API.
@@ -70,7 +73,7 @@ func (a *API) Register(mux *http.ServeMux) {
 		"GET /v1/events/{id}":                               a.getEvent,
 		"GET /v1/categories":                                a.getCategories,
 		"GET /v1/categories/{category}/slots/{slot}/events": a.getSlotEvents,
-		"GET /openapi.json":                                 openAPI,
+		"GET /openapi.json":                                 a.openAPI,
 	} {
 		mux.Handle(pattern, a.handle(f))
 	}

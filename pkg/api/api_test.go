@@ -51,7 +51,7 @@ func setup(t testing.TB) *httptest.Server {
 	served.Register(mux)
 	runtime, err := aggregate.NewRuntime(aggregate.Config{}, aggregate.Deps{Store: store, Pool: pool, Schemas: reg, Contracts: contracts, SchemaIDs: ids, Logger: log}, user.Define())
 	require.NoError(t, err)
-	served.RegisterAggregates(mux, runtime)
+	require.NoError(t, served.RegisterAggregates(mux, runtime))
 	mux.HandleFunc("/", api.NotFound)
 	server := httptest.NewServer(mux)
 	t.Cleanup(server.Close)

@@ -17,8 +17,13 @@ import (
 )
 
 // RegisterAggregates adds the routes of commands, of aggregates in the past and
-// of what caused what.
-func (a *API) RegisterAggregates(mux *http.ServeMux, rt *aggregate.Runtime) {
+// of what caused what, and their descriptions.
+func (a *API) RegisterAggregates(mux *http.ServeMux, rt *aggregate.Runtime) error {
+	described, err := withAggregates(document, rt.Commands())
+	if err != nil {
+		return err
+	}
+	a.described.Store(&described)
 	h := &aggregates{API: a, runtime: rt}
 	for _, route := range []struct {
 		method, path string
@@ -43,6 +48,7 @@ func (a *API) RegisterAggregates(mux *http.ServeMux, rt *aggregate.Runtime) {
 			problem.New(http.StatusMethodNotAllowed, "method-not-allowed", "The method is not allowed here", "allowed: "+route.method).Write(w)
 		})
 	}
+	return nil
 }
 
 // aggregates serves what stands on aggregates in Go.

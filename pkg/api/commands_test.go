@@ -93,6 +93,12 @@ func TestBadCommands(t *testing.T) {
 	require.Len(t, list, 6)
 	require.Equal(t, "create", list[2]["name"])
 	require.Equal(t, []any{"email"}, list[2]["schema"].(map[string]any)["required"])
+	paths := send(t, server, "GET", "/openapi.json", nil, "").body["paths"].(map[string]any)
+	for _, c := range list {
+		operation := paths["/v1/commands/User/{id}/"+c["name"].(string)].(map[string]any)["post"].(map[string]any)
+		require.Equal(t, c["schema"], operation["requestBody"].(map[string]any)["content"].(map[string]any)["application/json"].(map[string]any)["schema"])
+	}
+	require.Contains(t, paths, "/v1/append")
 }
 
 func TestTimeTravelAndAudit(t *testing.T) {

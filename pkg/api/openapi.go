@@ -9,8 +9,12 @@ import (
 var document []byte
 
 // openAPI serves the description of this API.
-func openAPI(w http.ResponseWriter, _ *http.Request) error {
+func (a *API) openAPI(w http.ResponseWriter, _ *http.Request) error {
 	w.Header().Set("Content-Type", "application/json")
-	w.Write(document) // a client that has gone needs no answer
+	described := document
+	if with := a.described.Load(); with != nil {
+		described = *with
+	}
+	w.Write(described) // a client that has gone needs no answer
 	return nil
 }

@@ -47,8 +47,7 @@ func (a *Aggregates) Start(_ context.Context, h *Host) (err error) {
 			a.consumers = append(a.consumers, consumer)
 		}
 	}
-	a.writer.api.RegisterAggregates(h.Mux, a.runtime)
-	return nil
+	return a.writer.api.RegisterAggregates(h.Mux, a.runtime)
 }
 
 // present leaves out aggregates whose category other contracts do not have:
