@@ -8,20 +8,35 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/refoldhq/refold/pkg/event"
+	"github.com/refoldhq/refold/pkg/eventstore"
 	"github.com/refoldhq/refold/pkg/postgres"
 )
 
-// begin reads how far the reaction has come. Slots that have no progress yet
-// begin at their head, or before their first event; they are made by one
-// statement, so that a crash at the first start leaves all of them or none.
-func (w *worker) begin(ctx context.Context) error {
-	err := w.fenced(ctx, func(b *pgx.Batch) {
-		b.Queue(`insert into refold.reaction_progress (reaction, category, slot, seq, event)
-			select $1, $2, s.slot, case when $4 then s.floor else coalesce(l.seq, s.floor) end, case when $4 then null else l.id end
-			from refold.slot s left join lateral (select e.seq, e.id from refold.event e where e.category = s.category and e.slot = s.slot order by e.seq desc limit 1) l on true
-			where s.category = $3 on conflict do nothing`, w.cfg.Name, w.cfg.Category, w.category.ID, w.cfg.FromStart)
-	})
+// Begin decides what is history: slots that have no progress yet begin at their
+// head, or before their first event with Config.FromStart. Run does it too; a
+// program that must not miss what happens from now on calls it before it lets
+// anything happen. One statement makes all slots, so a crash leaves all or none.
+func (c *Consumer) Begin(ctx context.Context) error {
+	if err := c.Check(); err != nil {
+		return err
+	}
+	category, ok := c.deps.Store.Category(c.cfg.Category)
+	if !ok {
+		return fmt.Errorf("%w: %s", eventstore.ErrUnknownCategory, c.cfg.Category)
+	}
+	_, err := c.deps.Pool.Exec(ctx, `insert into refold.reaction_progress (reaction, category, slot, seq, event)
+		select $1, $2, s.slot, case when $4 then s.floor else coalesce(l.seq, s.floor) end, case when $4 then null else l.id end
+		from refold.slot s left join lateral (select e.seq, e.id from refold.event e where e.category = s.category and e.slot = s.slot order by e.seq desc limit 1) l on true
+		where s.category = $3 on conflict do nothing`, c.cfg.Name, c.cfg.Category, category.ID, c.cfg.FromStart)
 	if err != nil {
+		return fmt.Errorf("beginning the reaction %s: %w", c.cfg.Name, err)
+	}
+	return nil
+}
+
+// begin reads how far the reaction has come.
+func (w *worker) begin(ctx context.Context) error {
+	if err := w.Begin(ctx); err != nil {
 		return err
 	}
 	w.progress = make([]place, w.category.Slots)

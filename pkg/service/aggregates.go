@@ -2,7 +2,8 @@ package service
 
 import (
 	"context"
-	"sync"
+
+	"golang.org/x/sync/errgroup"
 
 	"github.com/refoldhq/refold/pkg/aggregate"
 	"github.com/refoldhq/refold/pkg/reaction"
@@ -31,23 +32,42 @@ func NewAggregates(w *Writer, types []aggregate.Type, reactions []Reaction) *Agg
 func (a *Aggregates) Name() string { return "aggregates" }
 
 // Start checks the aggregates against the contracts and adds the routes.
-func (a *Aggregates) Start(_ context.Context, h *Host) (err error) {
+func (a *Aggregates) Start(ctx context.Context, h *Host) error {
+	if a.runtime == nil { // it is called again when the database is away
+		if err := a.make(h); err != nil {
+			return err
+		}
+	}
+	for _, c := range a.consumers { // before anybody can send a command
+		if err := c.Begin(ctx); err != nil {
+			return err
+		}
+	}
+	return a.writer.api.RegisterAggregates(h.Mux, a.runtime)
+}
+
+// make makes the runtime and the consumers.
+func (a *Aggregates) make(h *Host) error {
 	deps := a.writer.deps
-	a.runtime, err = aggregate.NewRuntime(aggregate.Config{}, aggregate.Deps{Store: deps.Store, Pool: deps.Pool, Schemas: deps.Registry, Contracts: deps.Contracts,
+	runtime, err := aggregate.NewRuntime(aggregate.Config{}, aggregate.Deps{Store: deps.Store, Pool: deps.Pool, Schemas: deps.Registry, Contracts: deps.Contracts,
 		SchemaIDs: deps.SchemaIDs, Logger: h.Log, Metrics: h.Registry}, a.present(h)...)
 	if err != nil {
 		return Usage(err).Try("writer lint")
 	}
 	if h.Settings.Schemas == "" { // reactions belong to the contracts that are compiled in, as aggregates do
-		for _, make := range a.reactions {
-			consumer, err := make(a.runtime)
+		for _, react := range a.reactions {
+			consumer, err := react(runtime)
+			if err == nil {
+				err = consumer.Check()
+			}
 			if err != nil {
 				return Usage(err)
 			}
 			a.consumers = append(a.consumers, consumer)
 		}
 	}
-	return a.writer.api.RegisterAggregates(h.Mux, a.runtime)
+	a.runtime = runtime
+	return nil
 }
 
 // present leaves out aggregates whose category other contracts do not have:
@@ -69,11 +89,10 @@ func (a *Aggregates) present(h *Host) []aggregate.Type {
 
 // Run writes snapshots and reacts until ctx ends.
 func (a *Aggregates) Run(ctx context.Context) error {
-	var all sync.WaitGroup
+	var all errgroup.Group
 	for _, c := range a.consumers {
-		all.Go(func() { c.Run(ctx) })
+		all.Go(func() error { return c.Run(ctx) })
 	}
-	err := a.runtime.Run(ctx)
-	all.Wait()
-	return err
+	all.Go(func() error { return a.runtime.Run(ctx) })
+	return all.Wait()
 }

@@ -82,6 +82,10 @@ func binaries(t testing.TB) string {
 	return dir
 }
 
+// UseBinaries has the stack run the programs of a folder, for tests of programs
+// that stand in the place of refold's own.
+func (s *Stack) UseBinaries(dir string) { s.bins = dir }
+
 // Binary returns the path of a program by its name.
 func (s *Stack) Binary(name string) string { return filepath.Join(s.bins, name) }
 

@@ -1,0 +1,70 @@
+package e2e_test
+
+import (
+	"encoding/json"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/refoldhq/refold/pkg/devstack"
+	"github.com/refoldhq/refold/test/platform"
+)
+
+// The program in customwriter stands where a user's would: its commands, its
+// reaction and all that a writer serves are there.
+func TestACustomWriterServesItsCommandsAndReacts(t *testing.T) {
+	stack := platform.New(t, devstack.Database(t), nil)
+	dir := t.TempDir()
+	build := exec.Command("go", "build", "-o", filepath.Join(dir, "writer"), "./test/e2e/customwriter")
+	build.Dir = platform.Root()
+	out, err := build.CombinedOutput()
+	require.NoError(t, err, string(out))
+	stack.UseBinaries(dir)
+	client := platform.NewClient(t, stack.Writer("--relay=off").URL())
+
+	send := func(name, body string) platform.Answer {
+		answer, err := client.Do("POST", "/v1/commands/User/42/"+name, nil, []byte(body))
+		require.NoError(t, err)
+		return answer
+	}
+	require.Equal(t, http.StatusCreated, send("create", `{"email":"ada@example.com"}`).Status)
+	require.Equal(t, http.StatusUnprocessableEntity, send("logIn", `{"succeeded":true}`).Status)
+	require.Equal(t, http.StatusCreated, send("verifyEmail", `{"email":"ada@example.com"}`).Status)
+	require.True(t, platform.Eventually(60*time.Second, func() bool {
+		answer, err := client.Do("GET", "/v1/aggregates/User/42", nil, nil)
+		var view struct{ State struct{ Active bool } }
+		return err == nil && json.Unmarshal(answer.Body, &view) == nil && view.State.Active
+	}), "the reaction has not activated the account")
+	require.Equal(t, http.StatusCreated, send("logIn", `{"succeeded":true}`).Status)
+	audit, err := client.Do("GET", "/v1/aggregates/User/42/audit", nil, nil)
+	require.NoError(t, err)
+	require.Contains(t, string(audit.Body), `"actor":"reaction/activate"`)
+}
+
+// `projector test` tells by its exit code whether the tests beside the
+// definitions pass, and shows how those differ that do not.
+func TestProjectorTest(t *testing.T) {
+	stack := platform.New(t, "", nil)
+	stdout, stderr, code := stack.Run("projector", "test")
+	require.Zero(t, code, stderr)
+	require.Contains(t, stdout, "tests: fine")
+
+	dir := t.TempDir()
+	require.NoError(t, os.CopyFS(dir, os.DirFS(filepath.Join(platform.Root(), "schemas"))))
+	file := filepath.Join(dir, "projections", "more.test.yaml")
+	require.NoError(t, os.WriteFile(file, []byte("test: nobody is there\ngiven: [{type: UserCreated, data: {id: '1', email: a@example.com, isActive: true}}]\nexpect: {rm_users: {'2': {}}}\n"), 0o644))
+	stack.Schemas = dir
+	stdout, stderr, code = stack.Run("projector", "test")
+	require.Equal(t, 1, code)
+	require.Contains(t, stdout, "projections/more.test.yaml:1: nobody is there\n  rm_users has other rows than expected:\n    - 2\n    + 1\n")
+	require.Contains(t, stderr, "1 of 9 tests failed")
+	require.NoError(t, os.WriteFile(file, []byte("tests: x\n"), 0o644))
+	_, stderr, code = stack.Run("projector", "test")
+	require.Equal(t, 2, code)
+	require.Contains(t, stderr, "more.test.yaml")
+}
