@@ -14,6 +14,8 @@ import (
 type devCommand struct {
 	service.Admin `embed:"" set:"admin_port=9080" set:"drain_delay=0s"`
 
+	service.RebuildFlags `embed:""`
+
 	Addr    string `help:"Where the API is served." default:"127.0.0.1:8080"`
 	DataDir string `help:"Keeps log, topics and rows over a restart; empty keeps nothing." placeholder:"DIR"`
 }
@@ -51,7 +53,11 @@ func (c *devCommand) serve(ctx context.Context, s *service.Settings) error {
 	if err != nil {
 		return err
 	}
-	for _, component := range []service.Component{w, service.NewAggregates(w, demo(), nil), service.NewRelay(h, w), feeding, queries} {
+	rebuilds, err := service.NewRebuilds(h, c.RebuildFlags)
+	if err != nil {
+		return err
+	}
+	for _, component := range []service.Component{w, service.NewAggregates(w, demo(), nil), service.NewRelay(h, w), feeding, queries, rebuilds} {
 		h.Add(component)
 	}
 	h.Ready = func() { c.greet(s) }

@@ -15,7 +15,7 @@ import (
 // Announce tells those who follow the catalogue that it has changed, when tx
 // commits.
 func Announce(ctx context.Context, tx pgx.Tx) error {
-	if _, err := tx.Exec(ctx, `notify refold_catalogue`); err != nil {
+	if _, err := tx.Exec(ctx, `select pg_notify('refold_catalogue', ''), pg_notify('refold_progress', 'catalogue')`); err != nil {
 		return fmt.Errorf("announcing a change of the catalogue: %w", err)
 	}
 	return nil

@@ -140,7 +140,7 @@ func (r *Rebuilder) Promote(ctx context.Context, id int64) (Rebuild, error) {
 	if now.State != Waiting {
 		return now, fmt.Errorf("%w: rebuild %d of %s is %s at the step %s; it can be promoted once it is waiting", ErrState, id, now.Projection, now.State, now.Step)
 	}
-	err = r.flip(ctx, now.Projection, now.Version, now.Options.Keep, noFence, func(tx pgx.Tx) error {
+	err = r.flip(ctx, now.Projection, now.Version, time.Duration(now.Options.Keep), noFence, func(tx pgx.Tx) error {
 		_, err := tx.Exec(ctx, `update refold.rebuild set state = 'done', step = 'done', error = null, finished = clock_timestamp(), updated = clock_timestamp() where id = $1`, id)
 		return err
 	})

@@ -81,7 +81,7 @@ func (j *job) advance(ctx context.Context, step Step, work func(pgx.Tx) error) e
 				return err
 			}
 		}
-		_, err := tx.Exec(ctx, `update refold.rebuild set step = $2, updated = clock_timestamp() where id = $1`, j.rebuild.ID, step)
+		_, err := tx.Exec(ctx, `update refold.rebuild set step = $2, progress = $3, updated = clock_timestamp() where id = $1`, j.id, step, mustJSON(j.tick()))
 		return err
 	})
 	if err != nil {
@@ -131,7 +131,7 @@ func (j *job) steps(ctx context.Context) error {
 // await leaves the version ready, for somebody to promote it.
 func (j *job) await(ctx context.Context) error {
 	err := j.write(ctx, "waiting", func(tx pgx.Tx) error {
-		_, err := tx.Exec(ctx, `update refold.rebuild set state = 'waiting', error = null, updated = clock_timestamp() where id = $1`, j.rebuild.ID)
+		_, err := tx.Exec(ctx, `update refold.rebuild set state = 'waiting', owner = null, error = null, updated = clock_timestamp() where id = $1`, j.rebuild.ID)
 		return err
 	})
 	if err == nil {

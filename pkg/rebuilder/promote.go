@@ -22,8 +22,8 @@ const (
 // promote makes the version serve and ends the rebuild, in one transaction.
 func (j *job) promote(ctx context.Context) error {
 	j.feed(ctx)
-	err := j.flip(ctx, j.name, j.version.Number, j.rebuild.Options.Keep, func(ctx context.Context, tx pgx.Tx) error { return j.lease.Verify(ctx, tx) }, func(tx pgx.Tx) error {
-		_, err := tx.Exec(ctx, `update refold.rebuild set state = 'done', step = 'done', error = null, owner = null, finished = clock_timestamp(), updated = clock_timestamp() where id = $1`, j.id)
+	err := j.flip(ctx, j.name, j.version.Number, time.Duration(j.rebuild.Options.Keep), func(ctx context.Context, tx pgx.Tx) error { return j.lease.Verify(ctx, tx) }, func(tx pgx.Tx) error {
+		_, err := tx.Exec(ctx, `update refold.rebuild set state = 'done', step = 'done', error = null, owner = null, wish = null, progress = $2, finished = clock_timestamp(), updated = clock_timestamp() where id = $1`, j.id, mustJSON(j.tick()))
 		return err
 	})
 	if err != nil {

@@ -101,9 +101,22 @@ type Options struct {
 	// has one connection to the database and one client of Kafka.
 	Parallel int `json:"parallel"`
 	// Keep is how long the version that served is fed on, for a roll back.
-	Keep time.Duration `json:"keep"`
+	Keep Duration `json:"keep"`
 	// Force promotes in spite of a failed verification, for the reason given.
 	Force string `json:"force,omitempty"`
+}
+
+// Duration is a duration that is text in JSON, such as "24h0m0s".
+type Duration time.Duration
+
+// MarshalText returns the duration as package time writes it.
+func (d Duration) MarshalText() ([]byte, error) { return []byte(time.Duration(d).String()), nil }
+
+// UnmarshalText reads a duration as package time does.
+func (d *Duration) UnmarshalText(text []byte) error {
+	parsed, err := time.ParseDuration(string(text))
+	*d = Duration(parsed)
+	return err
 }
 
 // ErrOptions is wrapped when options are not possible.
@@ -127,7 +140,7 @@ func (o Options) withDefaults() (Options, error) {
 		o.Parallel = runtime.GOMAXPROCS(0)
 	}
 	if o.Keep == 0 {
-		o.Keep = 24 * time.Hour
+		o.Keep = Duration(24 * time.Hour)
 	}
 	switch {
 	case o.Promote != "auto" && o.Promote != "manual":

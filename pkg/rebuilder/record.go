@@ -176,3 +176,27 @@ func (r *Rebuilder) Request(ctx context.Context, name string, options Options) (
 	}
 	return id, nil
 }
+
+// RequestIfDue asks for a rebuild where the deployed definition needs one. A
+// failure is logged: whoever asks goes on without.
+func (r *Rebuilder) RequestIfDue(ctx context.Context, name string) {
+	list, err := r.Projections(ctx, name)
+	if err != nil {
+		r.deps.Logger.Warn("looking whether a rebuild is due", "projection", name, "err", err)
+		return
+	}
+	for _, p := range list {
+		for _, v := range p.Versions {
+			if !v.Due {
+				continue
+			}
+			id, err := r.Request(ctx, name, Options{})
+			var busy *Busy
+			if err != nil && !errors.As(err, &busy) {
+				r.deps.Logger.Warn("asking for a rebuild that is due", "projection", name, "err", err)
+			} else if err == nil {
+				r.deps.Logger.Info("a rebuild is due and asked for", "projection", name, "version", v.Version, "rebuild", id)
+			}
+		}
+	}
+}

@@ -46,7 +46,6 @@ type Feeding struct {
 	broker      *broker
 	pool        *pgxpool.Pool
 	engine      *engine.Engine
-	feeds       []engine.Feed
 }
 
 // NewFeeding reads contracts and definitions and returns the component, for all
@@ -82,7 +81,7 @@ func (f *Feeding) Start(ctx context.Context, h *Host) (err error) {
 	if err := checkSchema(ctx, f.pool); err != nil {
 		return err
 	}
-	if f.feeds, err = engine.Setup(ctx, f.pool, f.contracts, f.definitions, f.names); err != nil {
+	if _, err := engine.Setup(ctx, f.pool, f.contracts, f.definitions, f.names); err != nil {
 		return err
 	}
 	return f.broker.ping(ctx)
@@ -92,12 +91,16 @@ func (f *Feeding) Start(ctx context.Context, h *Host) (err error) {
 func (f *Feeding) Run(ctx context.Context) error {
 	defer f.pool.Close()
 	defer f.broker.close()
-	return f.engine.Run(ctx, f.feeds)
+	return f.engine.Follow(ctx, func(ctx context.Context) ([]engine.Feed, error) {
+		return engine.Setup(ctx, f.pool, f.contracts, f.definitions, f.names)
+	})
 }
 
 // QueryCommand is `projector serve`: it serves read models.
 type QueryCommand struct {
 	Admin `embed:"" set:"admin_port=9082"`
+
+	RebuildFlags `embed:""`
 
 	Addr string `help:"Where read models are served." default:"127.0.0.1:8081"`
 }
@@ -112,7 +115,12 @@ func (c *QueryCommand) Run(ctx context.Context, s *Settings) error {
 	if err != nil {
 		return err
 	}
+	rebuilds, err := NewRebuilds(h, c.RebuildFlags)
+	if err != nil {
+		return err
+	}
 	h.Add(q)
+	h.Add(rebuilds)
 	if err := h.Handle(c.Addr); err != nil {
 		return err
 	}

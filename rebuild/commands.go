@@ -1,0 +1,166 @@
+package main
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/refoldhq/refold/pkg/rebuilder"
+)
+
+type planCommand struct {
+	Name   string `arg:"" help:"Projection."`
+	Source string `help:"Where the history would be read." enum:"topic,eventstore,auto" default:"topic"`
+	Rate   int    `help:"Most events read in a second." default:"0"`
+}
+
+// Run prints the plan.
+func (p *planCommand) Run(ctx context.Context, c *cli) error {
+	return c.with(ctx, func(r *rebuilder.Rebuilder) error {
+		plan, err := r.Plan(ctx, p.Name, rebuilder.Options{Source: rebuilder.Source(p.Source), Rate: p.Rate})
+		if err != nil {
+			return err
+		}
+		return c.printPlan(plan)
+	})
+}
+
+type statusCommand struct {
+	Name string `arg:"" optional:"" help:"Projection; all without a name."`
+}
+
+// Run prints versions, and rebuilds that are not at their end, or the newest one
+// of the named projection.
+func (s *statusCommand) Run(ctx context.Context, c *cli) error {
+	return c.with(ctx, func(r *rebuilder.Rebuilder) error {
+		if s.Name != "" {
+			if err := r.Known(ctx, s.Name); err != nil {
+				return err
+			}
+		}
+		projections, err := r.Projections(ctx, s.Name)
+		if err != nil {
+			return err
+		}
+		rebuilds, err := r.Open(ctx)
+		if err != nil {
+			return err
+		}
+		if s.Name != "" {
+			rebuilds = nil
+			if latest, err := r.Latest(ctx, s.Name); err == nil {
+				rebuilds = []rebuilder.Rebuild{latest}
+			}
+		}
+		return c.printStatus(projections, rebuilds)
+	})
+}
+
+type pauseCommand struct {
+	Name string `arg:"" help:"Projection."`
+}
+
+// Run pauses the rebuild that is under way.
+func (p *pauseCommand) Run(ctx context.Context, c *cli) error {
+	return c.latest(ctx, p.Name, func(r *rebuilder.Rebuilder, id int64) error { return r.Pause(ctx, id) })
+}
+
+type resumeCommand struct {
+	Name string `arg:"" help:"Projection."`
+}
+
+// Run lets the paused rebuild go on.
+func (p *resumeCommand) Run(ctx context.Context, c *cli) error {
+	return c.latest(ctx, p.Name, func(r *rebuilder.Rebuilder, id int64) error { return r.Resume(ctx, id) })
+}
+
+type cancelCommand struct {
+	Name string `arg:"" help:"Projection."`
+}
+
+// Run cancels the rebuild that is not at its end.
+func (p *cancelCommand) Run(ctx context.Context, c *cli) error {
+	return c.latest(ctx, p.Name, func(r *rebuilder.Rebuilder, id int64) error { return r.Cancel(ctx, id) })
+}
+
+type promoteCommand struct {
+	Name string `arg:"" help:"Projection."`
+}
+
+// Run promotes the version that waits.
+func (p *promoteCommand) Run(ctx context.Context, c *cli) error {
+	return c.latest(ctx, p.Name, func(r *rebuilder.Rebuilder, id int64) error {
+		_, err := r.Promote(ctx, id)
+		return err
+	})
+}
+
+// latest does something to the newest rebuild of a projection, and shows it.
+func (c *cli) latest(ctx context.Context, name string, f func(*rebuilder.Rebuilder, int64) error) error {
+	return c.with(ctx, func(r *rebuilder.Rebuilder) error {
+		now, err := r.Latest(ctx, name)
+		if err != nil {
+			return err
+		}
+		if err := f(r, now.ID); err != nil {
+			return err
+		}
+		if now, err = r.Get(ctx, now.ID); err != nil {
+			return err
+		}
+		return c.printRebuild(now)
+	})
+}
+
+type verifyCommand struct {
+	Name   string `arg:"" help:"Projection."`
+	Number int    `arg:"" optional:"" name:"number" help:"Version to verify; the one that serves without a number."`
+	How    string `help:"sample or full." enum:"sample,full" default:"full"`
+}
+
+// Run verifies a version.
+func (v *verifyCommand) Run(ctx context.Context, c *cli) error {
+	return c.with(ctx, func(r *rebuilder.Rebuilder) error {
+		report, err := r.Verify(ctx, v.Name, v.Number, rebuilder.Verification(v.How))
+		if err != nil {
+			return err
+		}
+		if err := c.printReport(report); err != nil {
+			return err
+		}
+		if !report.OK {
+			return fmt.Errorf("%w: version %d of %s", rebuilder.ErrNotVerified, report.Version, v.Name)
+		}
+		return nil
+	})
+}
+
+type rollbackCommand struct {
+	Name string `arg:"" help:"Projection."`
+}
+
+// Run rolls back.
+func (b *rollbackCommand) Run(ctx context.Context, c *cli) error {
+	return c.with(ctx, func(r *rebuilder.Rebuilder) error {
+		version, err := r.RollBack(ctx, b.Name)
+		if err != nil {
+			return err
+		}
+		return c.print(map[string]any{"name": b.Name, "active": version}, func() { fmt.Printf("version %d of %s serves\n", version, b.Name) })
+	})
+}
+
+type retireCommand struct {
+	Name   string `arg:"" help:"Projection."`
+	Number int    `arg:"" optional:"" name:"number" help:"Version to retire; all that are ready and do not serve without a number."`
+}
+
+// Run retires versions.
+func (t *retireCommand) Run(ctx context.Context, c *cli) error {
+	return c.with(ctx, func(r *rebuilder.Rebuilder) error {
+		retired, err := r.Retire(ctx, t.Name, t.Number)
+		if err != nil {
+			return err
+		}
+		return c.print(map[string]any{"name": t.Name, "retired": retired}, func() { fmt.Printf("retired versions of %s: %v\n", t.Name, retired) })
+	})
+}
