@@ -200,6 +200,33 @@ func TestACommandIDIsDoneOnce(t *testing.T) {
 	require.EqualValues(t, 3, a.Version())
 }
 
+// Another process may do the same command meanwhile and, on another state, raise
+// more events than this one would.
+func TestACommandIDThatWasDoneMeanwhileWithOtherEventsIsReplayed(t *testing.T) {
+	t.Parallel()
+	w := setup(t)
+	other := open(t, w.pool, aggregate.Config{Snapshots: aggregate.NoSnapshots})
+	_, err := w.accounts.Create(ctx, "a", create("a@example.com"))
+	require.NoError(t, err)
+	id := aggregate.WithCommandID("c", "change")
+	var meanwhile *aggregate.Result
+	result, err := w.accounts.Execute(ctx, "a", func(a *user.Account) error {
+		var err error
+		meanwhile, err = other.accounts.Execute(ctx, "a", func(a *user.Account) error {
+			require.NoError(t, a.ChangeEmail(user.ChangeEmail{Email: "b@example.com"}))
+			return a.ChangeEmail(user.ChangeEmail{Email: "c@example.com"})
+		}, id)
+		require.NoError(t, err)
+		return a.ChangeEmail(user.ChangeEmail{Email: "d@example.com"})
+	}, id)
+	require.NoError(t, err)
+	require.True(t, result.Replayed)
+	require.Equal(t, meanwhile.Events, result.Events)
+	a, err := w.accounts.Load(ctx, "a")
+	require.NoError(t, err)
+	require.Equal(t, "c@example.com", a.Email)
+}
+
 func TestUnderACauseEachCallIsDoneOnceHoweverOftenItIsRepeated(t *testing.T) {
 	t.Parallel()
 	w := setup(t)
@@ -249,10 +276,10 @@ func TestSeveralAggregatesChangeTogetherOrNotAtAll(t *testing.T) {
 	require.ErrorAs(t, err, &taken, "an exchange is no sequence of releases and claims")
 	_, err = w.accounts.Execute(ctx, "a", changeEmail("x@example.com"))
 	require.NoError(t, err)
-	require.NoError(t, hand("a", "b", "a@example.com", "y@example.com"))
+	require.NoError(t, hand("a", "b", "x@example.com", "y@example.com"))
 	b, err := w.accounts.Load(ctx, "b")
 	require.NoError(t, err)
-	require.Equal(t, "a@example.com", b.Email)
+	require.Equal(t, "x@example.com", b.Email)
 	require.EqualValues(t, 2, b.Version())
 
 	_, err = w.runtime.Together(ctx, func(u *aggregate.Unit) error {
@@ -264,7 +291,7 @@ func TestSeveralAggregatesChangeTogetherOrNotAtAll(t *testing.T) {
 		same, err := w.accounts.In(u, "c")
 		require.NoError(t, err)
 		require.Same(t, c, same)
-		return c.Create(user.Create{Email: "a@example.com"})
+		return c.Create(user.Create{Email: "x@example.com"})
 	})
 	require.ErrorAs(t, err, &taken)
 	_, err = w.accounts.Load(ctx, "c")

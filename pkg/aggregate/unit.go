@@ -125,10 +125,7 @@ func (rt *Runtime) together(ctx context.Context, o *order, f func(*Unit) error) 
 	if len(request.Appends) == 0 {
 		return nil, nil
 	}
-	// A value moves from one aggregate to another if it is released first.
-	slices.SortStableFunc(request.Appends, func(a, b eventstore.Append) int {
-		return min(len(a.Claims), 1) - min(len(b.Claims), 1)
-	})
+	releasesFirst(request.Appends)
 	result, err := rt.deps.Store.Append(ctx, request)
 	if errors.Is(err, eventstore.ErrKeyReused) {
 		if first, err := rt.replay(ctx, o, sum[:]); first != nil || err != nil {
@@ -142,4 +139,32 @@ func (rt *Runtime) together(ctx context.Context, o *order, f func(*Unit) error) 
 		m.done()
 	}
 	return result, nil
+}
+
+// releasesFirst puts an append that releases a value before the one that takes
+// it, as far as that is possible: a value moves from one aggregate to another,
+// but two do not exchange theirs.
+func releasesFirst(appends []eventstore.Append) {
+	for i := range appends {
+		for j := i; j < len(appends); j++ {
+			if !waitsFor(&appends[j], appends[i:]) {
+				moved := appends[j]
+				copy(appends[i+1:j+1], appends[i:j])
+				appends[i] = moved
+				break
+			}
+		}
+	}
+}
+
+// waitsFor tells whether an append takes what another one releases.
+func waitsFor(a *eventstore.Append, others []eventstore.Append) bool {
+	for i := range others {
+		for _, c := range a.Claims {
+			if &others[i] != a && slices.Contains(others[i].Releases, c) {
+				return true
+			}
+		}
+	}
+	return false
 }

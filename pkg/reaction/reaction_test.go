@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"os"
 	"os/exec"
@@ -58,6 +57,25 @@ type writer struct {
 	accounts *aggregate.Repository[user.Account]
 	reader   *eventstore.Reader
 	category eventstore.Category
+	log      *logBuffer
+}
+
+// logBuffer keeps what is logged.
+type logBuffer struct {
+	mu   sync.Mutex
+	text strings.Builder
+}
+
+func (b *logBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.text.Write(p)
+}
+
+func (b *logBuffer) contains(s string) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return strings.Contains(b.text.String(), s)
 }
 
 // start runs an event store until ctx ends.
@@ -71,12 +89,13 @@ func start(ctx context.Context, pool *pgxpool.Pool) (*writer, error) {
 	if err != nil {
 		return nil, err
 	}
-	log := slog.New(slog.NewTextHandler(io.Discard, nil))
+	logged := &logBuffer{}
+	log := slog.New(slog.NewTextHandler(logged, nil))
 	store := eventstore.New(eventstore.Config{DatabaseURL: pool.Config().ConnString()}, log, prometheus.NewRegistry())
 	if err := store.EnsureCategories(ctx, pool, []eventstore.CategorySpec{{Name: "User", Slots: 8, Partitions: 8, Topic: "refold.user"}}); err != nil {
 		return nil, err
 	}
-	w := &writer{pool: pool, reader: eventstore.NewReader(pool)}
+	w := &writer{pool: pool, reader: eventstore.NewReader(pool), log: logged}
 	w.category, _ = store.Category("User")
 	w.runtime, err = aggregate.NewRuntime(aggregate.Config{}, aggregate.Deps{Store: store, Pool: pool, Schemas: schemaRegistry, Contracts: contracts, SchemaIDs: ids, Logger: log}, user.Define())
 	if err != nil {
@@ -235,6 +254,9 @@ func TestAnEventThatCannotBeHandledParksItsStreamAlone(t *testing.T) {
 	require.Equal(t, 3, parked[0].Attempts)
 	require.Equal(t, 1, parked[1].Attempts, "a refusal is not tried again")
 	require.Len(t, w.types(t, "broken"), 2, "what comes behind waits")
+	mu.Lock()
+	require.Zero(t, calls["UserEmailVerified broken"])
+	mu.Unlock()
 
 	require.ErrorIs(t, reaction.Retry(context.Background(), w.pool, "activator", "User", "fine", "why not"), reaction.ErrNotParked)
 	mu.Lock()
@@ -254,6 +276,36 @@ func TestAnEventThatCannotBeHandledParksItsStreamAlone(t *testing.T) {
 	require.Len(t, w.types(t, "refused"), 2)
 }
 
+// A function that fails behind its commands is repeated from the beginning, and
+// so is one whose process has died there.
+func TestCommandsOfAFunctionThatIsRepeatedTakeEffectOnce(t *testing.T) {
+	t.Parallel()
+	w := setup(t)
+	c := reaction.New(w.runtime, reaction.Config{Name: "activator", Category: "User", FromStart: true, Backoff: time.Millisecond, Poll: 50 * time.Millisecond})
+	var mu sync.Mutex
+	runs := 0
+	reaction.On(c, func(ctx context.Context, e reaction.Event[user.UserCreated]) error {
+		if _, err := w.accounts.Execute(ctx, e.Stream, (*user.Account).Activate); err != nil {
+			return err
+		}
+		for range 2 {
+			if _, err := w.accounts.Execute(ctx, e.Stream, func(a *user.Account) error { return a.LogIn(user.LogIn{Succeeded: true}) }); err != nil {
+				return err
+			}
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		if runs++; runs < 3 {
+			return errors.New("the mail server is away")
+		}
+		return nil
+	})
+	run(t, c)
+	w.create(t, "a")
+	require.Eventually(t, func() bool { mu.Lock(); defer mu.Unlock(); return runs == 3 }, 60*time.Second, 5*time.Millisecond)
+	require.Equal(t, []string{"UserCreated", "UserActivated", "UserLoggedIn", "UserLoggedIn"}, w.types(t, "a"))
+}
+
 // A consumer that stands in a function when its lease ends must not move the
 // progress of the one that has taken over.
 func TestAZombieMovesNothing(t *testing.T) {
@@ -267,9 +319,17 @@ func TestAZombieMovesNothing(t *testing.T) {
 	}))
 	w.create(t, "a")
 	<-entered
-	_, err := w.pool.Exec(context.Background(), `update refold.lease set fence = fence + 1, nonce = gen_random_uuid(), expires = clock_timestamp() - interval '1 hour' where name = 'reaction/activator'`)
-	require.NoError(t, err)
+	take := func(expires string) {
+		_, err := w.pool.Exec(context.Background(), `update refold.lease set fence = fence + 1, nonce = gen_random_uuid(), expires = clock_timestamp() + $1::interval where name = 'reaction/activator'`, expires)
+		require.NoError(t, err)
+	}
+	take("1 hour") // by somebody else
 	close(leave)
+	require.Eventually(t, func() bool { return w.log.contains("the reaction begins anew") }, 60*time.Second, 5*time.Millisecond)
+	var moved int64
+	require.NoError(t, w.pool.QueryRow(context.Background(), `select sum(seq) from refold.reaction_progress`).Scan(&moved))
+	require.Zero(t, moved)
+	take("-1 hour") // that one has died
 	w.create(t, "b")
 	w.await(t, "a", "UserCreated", "UserActivated")
 	w.await(t, "b", "UserCreated", "UserActivated")

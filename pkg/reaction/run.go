@@ -27,7 +27,7 @@ func (c *Consumer) Run(ctx context.Context) error {
 		var held *postgres.LeaseHeld
 		switch {
 		case ctx.Err() != nil:
-			return nil
+			return nil //nolint:nilerr // it was asked to stop
 		case errors.As(err, &held):
 			c.log.Debug("standing by", "err", err)
 		default:
@@ -86,7 +86,7 @@ func (c *Consumer) renew(ctx context.Context, lease *postgres.Lease) error {
 	for {
 		wait(ctx, c.cfg.Lease/3, nil)
 		if ctx.Err() != nil {
-			return nil
+			return nil //nolint:nilerr // it was asked to stop
 		}
 		bounded, cancel := context.WithTimeout(ctx, c.cfg.Lease/3)
 		err := lease.Renew(bounded, c.deps.Pool)
