@@ -169,8 +169,12 @@ func (s *snapshot) chooseStreams(ctx context.Context) ([]string, error) {
 		slot := filled[rand.IntN(len(filled))]
 		slots, seqs = append(slots, int32(slot)), append(seqs, 1+rand.Int64N(s.heads[category.Name][slot]))
 	}
+	var share float64 // of the table's pages, so many that they hold a sample
+	if err := s.tx.QueryRow(ctx, `select least(100, 100 * 50 / greatest(relpages, 1)::double precision) from pg_class where oid = $1::regclass`, s.version.Table()).Scan(&share); err != nil {
+		return nil, fmt.Errorf("choosing streams: %w", err)
+	}
 	rows, err := s.tx.Query(ctx, `select e.stream from unnest($2::int[], $3::bigint[]) u (slot, seq) join refold.event e on e.category = $1 and e.slot = u.slot and e.seq = u.seq
-		union (select key from `+s.version.Table()+` tablesample system (10) limit $4) union (select key from `+s.version.Table()+` limit 10)`, category.ID, slots, seqs, sampleSize)
+		union (select key from `+s.version.Table()+` tablesample system ($5) limit $4)`, category.ID, slots, seqs, sampleSize, share)
 	if err != nil {
 		return nil, fmt.Errorf("choosing streams: %w", err)
 	}

@@ -81,6 +81,9 @@ var errAgain = errors.New("the passes are made again")
 func (j *job) newLoader(ctx context.Context, conn *pgx.Conn, p *part, table string) (*loader, error) {
 	l := &loader{job: j, part: p, conn: conn, table: table, folder: j.plan.NewFolder(), schemas: make(map[int]*avro.Schema), seed: maphash.MakeSeed(),
 		parked: make(map[string]*parkedStream), limit: j.rebuild.Options.MemoryBytes * 2 / 5 / int64(j.rebuild.Options.Parallel)}
+	if j.rowLimit > 0 {
+		l.limit = j.rowLimit
+	}
 	skip, err := j.decisions(ctx, j.name, p.category.Name)
 	l.skip = skip
 	return l, err

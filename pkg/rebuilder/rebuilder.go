@@ -169,6 +169,8 @@ type Rebuilder struct {
 	// stopAt, when set, is called around every write to the database, and an error
 	// ends the job there as a kill would: nothing is tidied up. For tests.
 	stopAt func(point string) error
+	// rowLimit, when set, takes the place of what the memory allows for rows.
+	rowLimit int64
 }
 
 // New returns a rebuilder. It does not dial.

@@ -185,5 +185,6 @@ func (j *job) finish(ctx context.Context, cause error) (Rebuild, error) {
 		}
 	}
 	j.show()
+	j.rebuild.Progress = j.tick()
 	return j.rebuild, cause
 }

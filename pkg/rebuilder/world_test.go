@@ -2,6 +2,7 @@ package rebuilder
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"log/slog"
 	"os"
@@ -239,4 +240,13 @@ func (w *world) active(name string) int {
 	require.NoError(w.t, err)
 	require.EqualValues(w.t, v.Number, w.number(`select active from refold.projection where name = $1`, name))
 	return v.Number
+}
+
+// countOf returns the field events of a row.
+func countOf(row []byte) (int64, error) {
+	var fields struct {
+		Events int64 `json:"events"`
+	}
+	err := json.Unmarshal(row, &fields)
+	return fields.Events, err
 }

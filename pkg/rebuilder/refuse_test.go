@@ -1,0 +1,251 @@
+package rebuilder
+
+import (
+	"errors"
+	"fmt"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	"github.com/twmb/franz-go/pkg/kadm"
+
+	"github.com/refoldhq/refold/pkg/kafka"
+)
+
+// truncate deletes the records below an offset of a partition, as kafka-delete-records does.
+func (w *world) truncate(partition int32, before int64) {
+	w.t.Helper()
+	offsets := kadm.Offsets{}
+	offsets.AddOffset(w.topic(), partition, before, -1)
+	_, err := kadm.NewClient(w.client).DeleteRecords(w.ctx, offsets)
+	require.NoError(w.t, err)
+}
+
+func (w *world) run(name string, options Options) (Rebuild, error) {
+	return w.rebuilder().Run(w.ctx, name, options, nil)
+}
+
+func TestTruncatedTopicIsRefusedOrReadFromTheEventStore(t *testing.T) {
+	t.Parallel()
+	w := setup(t, ownYAML)
+	w.history(40, 4)
+	w.live()
+	w.settle("own", 1)
+	w.truncate(2, 5)
+	_, err := w.run("own", Options{})
+	var missing *Incomplete
+	require.ErrorAs(t, err, &missing)
+	require.Equal(t, 2, missing.Partition)
+	require.Equal(t, w.topic(), missing.Topic)
+	require.Equal(t, 2, missing.Slot%4)
+	require.Positive(t, missing.First)
+	require.ErrorContains(t, err, "--source=eventstore")
+	require.Equal(t, 1, w.active("own"), "the old version serves on")
+	plan, err := w.rebuilder().Plan(w.ctx, "own", Options{})
+	require.NoError(t, err)
+	require.False(t, plan.Complete)
+	done, err := w.run("own", Options{Source: FromEither})
+	require.NoError(t, err)
+	require.Equal(t, w.rows("own", 1), w.rows("own", done.Version))
+	require.EqualValues(t, 1, w.number(`select count(*) from refold.rebuild_partition where source = 'eventstore' and rebuild = $1`, done.ID), "only where it has to")
+}
+
+func TestRecreatedTopicIsRefusedOrReadFromTheEventStore(t *testing.T) {
+	t.Parallel()
+	w := setup(t, ownYAML)
+	w.history(40, 3)
+	stop := w.live()
+	w.settle("own", 1)
+	stop()
+	admin := kadm.NewClient(w.client)
+	w.exec(`insert into refold.relay_partition (category, generation, partition, slots, seqs, ids)
+		select c.id, p.generation, p.partition, p.slots, p.seqs, p.last_ids from refold.progress p join refold.category c on c.name = p.category where p.version = 1`)
+	_, err := admin.DeleteTopic(w.ctx, w.topic())
+	require.NoError(t, err)
+	_, err = kafka.EnsureTopic(w.ctx, admin, w.topic(), 4)
+	require.NoError(t, err)
+	_, err = w.run("own", Options{})
+	var missing *Incomplete
+	require.ErrorAs(t, err, &missing)
+	require.EqualValues(t, 1, missing.First)
+	require.ErrorContains(t, err, "the relay had sent")
+	done, err := w.run("own", Options{Source: FromEventStore})
+	require.NoError(t, err)
+	require.Len(t, w.rows("own", done.Version), 40)
+}
+
+// A hole, as compaction leaves it, is found by the dense sequence.
+func TestHoleInTheTopicIsRefused(t *testing.T) {
+	t.Parallel()
+	w := setup(t, ownYAML)
+	a, hole, c := w.event("a", "1"), w.event("a", "2"), w.event("a", "3")
+	w.insert(a, hole, c)
+	w.produce(a, c)
+	_, err := w.run("own", Options{})
+	var missing *Incomplete
+	require.ErrorAs(t, err, &missing)
+	require.EqualValues(t, 2, missing.First)
+	require.Equal(t, hole.Slot, missing.Slot)
+	done, err := w.run("own", Options{Source: FromEither})
+	require.NoError(t, err)
+	require.Len(t, w.rows("own", done.Version), 1)
+	require.Contains(t, w.rows("own", done.Version)["a"], `"events": 3`)
+}
+
+func TestEventMissingFromTheEventTableIsRefused(t *testing.T) {
+	t.Parallel()
+	w := setup(t, ownYAML)
+	a, b, c := w.event("a", "1"), w.event("a", "2"), w.event("a", "3")
+	w.insert(a, c)
+	_, err := w.run("own", Options{Source: FromEventStore})
+	var missing *Incomplete
+	require.ErrorAs(t, err, &missing)
+	require.Equal(t, FromEventStore, missing.Source)
+	require.EqualValues(t, b.Seq, missing.First)
+}
+
+func TestDuplicatesForeignRecordsAndPoisonAreAsInALiveRun(t *testing.T) {
+	t.Parallel()
+	w := setup(t, ownYAML, sharedYAML)
+	long := make([]byte, 2001)
+	for i := range long {
+		long[i] = 'x'
+	}
+	var events = []string{"a", "b", "a", "c", "a", "b"}
+	for i, stream := range events {
+		email := stream
+		if i == 2 {
+			email = string(long) // indexed by own, so poison there; not by shared
+		}
+		e := w.event(stream, email)
+		w.append(e)
+		w.produce(e)
+	}
+	w.live()
+	for _, name := range []string{"own", "shared"} {
+		w.settle(name, 1)
+		done, err := w.run(name, Options{})
+		require.NoError(t, err)
+		require.Equal(t, w.rows(name, 1), w.rows(name, done.Version))
+		for _, column := range []string{"applied", "duplicates", "filtered", "parked", "foreign_records"} {
+			sum := `select sum(` + column + `)::bigint from refold.progress where projection = $1 and version = $2`
+			require.Equal(t, w.number(sum, name, 1), w.number(sum, name, done.Version), "%s %s", name, column)
+		}
+		parked := `select count(*) from refold.parked_event where projection = $1 and version = $2`
+		require.Equal(t, w.number(parked, name, 1), w.number(parked, name, done.Version))
+	}
+	require.EqualValues(t, 2, w.number(`select count(*) from refold.parked_event where projection = 'own' and version = 2`))
+}
+
+// However small the memory, the rows are the same; a partition is read in passes.
+func TestPassesOverHashRangesGiveTheSameRows(t *testing.T) {
+	t.Parallel()
+	w := setup(t, ownYAML, sharedYAML)
+	w.history(80, 4)
+	w.live()
+	for _, name := range []string{"own", "shared"} {
+		w.settle(name, 1)
+		for _, limit := range []int64{3000, 12_000} {
+			r := w.rebuilder()
+			r.rowLimit = limit
+			done, err := r.Run(w.ctx, name, Options{Parallel: 2, Verify: VerifyDeterministic}, nil)
+			require.NoError(t, err)
+			require.Equal(t, w.rows(name, 1), w.rows(name, done.Version))
+			passes := 0
+			for _, p := range done.Progress.Partitions {
+				passes = max(passes, p.Passes)
+			}
+			if limit == 3000 {
+				require.Greater(t, passes, 1)
+			}
+		}
+	}
+}
+
+func TestSecondRunFailsAtOnceAndSaysWho(t *testing.T) {
+	t.Parallel()
+	w := setup(t, ownYAML)
+	w.history(10, 2)
+	first := w.rebuilder()
+	first.cfg.Owner = "the first"
+	reached, release := make(chan struct{}), make(chan struct{})
+	once := false
+	first.stopAt = func(point string) error {
+		if !once && point == "before step index" {
+			once = true
+			close(reached)
+			<-release
+		}
+		return nil
+	}
+	ended := make(chan error, 1)
+	go func() {
+		_, err := first.Run(w.ctx, "own", Options{}, nil)
+		ended <- err
+	}()
+	<-reached
+	_, err := w.run("own", Options{})
+	var busy *Busy
+	require.ErrorAs(t, err, &busy)
+	require.Contains(t, busy.Owner, "the first")
+	_, err = w.rebuilder().Request(w.ctx, "own", Options{})
+	require.ErrorAs(t, err, &busy)
+	close(release)
+	require.NoError(t, <-ended)
+}
+
+func TestCancelDropsItsOwnTableOnly(t *testing.T) {
+	t.Parallel()
+	w := setup(t, ownYAML, sharedYAML)
+	w.history(10, 2)
+	w.live()
+	w.settle("own", 1)
+	for _, name := range []string{"own", "shared"} {
+		for _, point := range []string{"after step load", "after step index", "after attach", "after step verify"} {
+			r := w.rebuilder()
+			r.cfg.LeaseTime = 300 * 1e6
+			r.stopAt = func(p string) error {
+				if p == point {
+					return errStopped
+				}
+				return nil
+			}
+			stopped, err := r.Run(w.ctx, name, Options{}, nil)
+			require.ErrorIs(t, err, errStopped, point)
+			r.stopAt = func(string) error { return nil }
+			require.NoError(t, r.Cancel(w.ctx, stopped.ID), point)
+			require.EqualValues(t, 0, w.number(`select count(*) from pg_class where relname like $1`, fmt.Sprintf("%%%s_v%d%%", name, stopped.Version)), point)
+			require.Equal(t, 1, w.active(name))
+			require.ErrorIs(t, r.Cancel(w.ctx, stopped.ID), ErrState)
+		}
+	}
+	done, err := w.run("own", Options{})
+	require.NoError(t, err)
+	require.Equal(t, 6, done.Version, "numbers are never used twice")
+}
+
+func TestAnotherDefinitionDoesNotResume(t *testing.T) {
+	t.Parallel()
+	w := setup(t, ownYAML)
+	w.history(10, 2)
+	r := w.rebuilder()
+	r.cfg.LeaseTime = 300 * 1e6
+	r.stopAt = func(p string) error {
+		if p == "after load User/1" {
+			return errStopped
+		}
+		return nil
+	}
+	_, err := r.Run(w.ctx, "own", Options{}, nil)
+	require.ErrorIs(t, err, errStopped)
+	w.define(ownYAML + "# and a comment makes no other plan\n")
+	changed := `projection: own
+category: User
+fields:
+  email:  {from: [UserCreated]}
+`
+	w.define(changed)
+	_, err = w.run("own", Options{})
+	var busy *Busy
+	require.True(t, errors.As(err, &busy), "%v", err)
+	require.Contains(t, busy.Why, "another definition")
+}

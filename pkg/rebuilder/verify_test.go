@@ -1,0 +1,264 @@
+package rebuilder
+
+import (
+	"context"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/refoldhq/refold/pkg/readmodel"
+)
+
+// built has one version that serves and one rebuilt, both fed up, nothing running.
+func built(t *testing.T, name string) *world {
+	t.Helper()
+	w := setup(t, ownYAML, sharedYAML)
+	w.history(30, 3)
+	stop := w.live()
+	w.settle(name, 1)
+	stop()
+	_, err := w.run(name, Options{})
+	require.NoError(t, err)
+	return w
+}
+
+func failedChecks(r *Report) map[string]Check {
+	failed := make(map[string]Check)
+	for _, c := range r.Failed() {
+		failed[c.Name] = c
+	}
+	return failed
+}
+
+func TestVerifyNamesTamperedLostAndExtraRows(t *testing.T) {
+	t.Parallel()
+	for _, name := range []string{"own", "shared"} {
+		w := built(t, name)
+		report, err := w.rebuilder().Verify(w.ctx, name, 2, VerifyFull)
+		require.NoError(t, err)
+		require.True(t, report.OK, "%+v", report)
+		table := "refold.rows_" + name + "_v2"
+		for _, c := range []struct{ what, sql string }{
+			{"differs", `update ` + table + ` set data = jsonb_set(data, '{events}', '99') where key = (select min(key) from ` + table + `)`},
+			{"differs", `update ` + table + ` set state = '{"x": "y"}' where key = (select min(key) from ` + table + `)`},
+			{"lost", `delete from ` + table + ` where key = (select min(key) from ` + table + `)`},
+			{"extra", `insert into ` + table + ` (key, data) values ('0', '{}')`},
+		} {
+			w.exec(`create table public.saved as table ` + table)
+			var key string
+			require.NoError(t, w.pool.QueryRow(w.ctx, `select min(key) from `+table).Scan(&key))
+			if c.what == "extra" {
+				key = "0"
+			}
+			w.exec(c.sql)
+			for _, how := range []Verification{VerifyFull, VerifySample} { // the sample sees it by the other version, if not by itself
+				report, err = w.rebuilder().Verify(w.ctx, name, 2, how)
+				require.NoError(t, err)
+				require.False(t, report.OK, "%s %s %s", name, c.what, how)
+				if how == VerifyFull {
+					require.Equal(t, []string{key, c.what}, []string{failedChecks(report)["full"].Samples[0].Key, failedChecks(report)["full"].Samples[0].What})
+				}
+			}
+			w.exec(`delete from ` + table)
+			w.exec(`insert into ` + table + ` select * from public.saved`)
+			w.exec(`drop table public.saved`)
+		}
+	}
+}
+
+// An event that was dropped on the way to the rows shows in coverage when it
+// never counted, and in the rows when it did.
+func TestVerifyNamesADroppedEvent(t *testing.T) {
+	t.Parallel()
+	w := built(t, "own")
+	w.exec(`delete from refold.event where seq = 1 and slot = (select min(slot) from refold.event where seq = 2)`)
+	report, err := w.rebuilder().Verify(w.ctx, "own", 2, VerifySample)
+	require.NoError(t, err)
+	require.Contains(t, failedChecks(report)["coverage"].Detail, "are applied, the log holds")
+}
+
+func TestVerifyNamesAnOlderDefinition(t *testing.T) {
+	t.Parallel()
+	w := built(t, "own")
+	w.define(ownYAML[:len(ownYAML)-len("indexes:\n  - {fields: [email]}\n")]+"  more: {count: UserEmailChanged}\n", sharedYAML)
+	report, err := w.rebuilder().Verify(w.ctx, "own", 0, VerifySample)
+	require.NoError(t, err)
+	require.Contains(t, failedChecks(report)["definition"].Detail, "a rebuild is due")
+	done, err := w.run("own", Options{})
+	require.NoError(t, err)
+	for _, c := range done.Report.Checks {
+		if c.Name == "difference" {
+			require.Contains(t, c.Detail, "1 fields are new [more]")
+			require.Empty(t, c.Fields)
+		}
+	}
+}
+
+// Each column of a row is covered by the digest, and the check comes before
+// anything else changes rows.
+func TestStorageCheckSeesEveryColumn(t *testing.T) {
+	t.Parallel()
+	for _, name := range []string{"own", "shared"} {
+		for i, change := range []string{`key = key || 'x'`, `data = data || '{"events": 98}'`, `state = '{"q": 1}'`, ""} {
+			w := setup(t, ownYAML, sharedYAML)
+			w.history(10, 2)
+			r := w.rebuilder()
+			done := false
+			r.stopAt = func(point string) error {
+				if done || point != "before unique index" && name == "own" || name == "shared" && point != "after load User/3" {
+					return nil
+				}
+				done = true
+				table := "refold.rows_own_v1"
+				if name == "shared" {
+					table = "refold.parts_shared_v1"
+				}
+				row := ` where ctid = (select ctid from ` + table + ` limit 1)`
+				if change == "" {
+					_, err := w.pool.Exec(w.ctx, `delete from `+table+row)
+					return err
+				}
+				_, err := w.pool.Exec(w.ctx, `update `+table+` set `+change+row)
+				return err
+			}
+			_, err := r.Run(w.ctx, name, Options{Parallel: 1}, nil)
+			var damaged *Damaged
+			require.ErrorAs(t, err, &damaged, "%s %d", name, i)
+		}
+	}
+}
+
+// A failed verification blocks promotion, unless somebody gives a reason.
+func TestFailedVerificationBlocksPromotionUnlessForced(t *testing.T) {
+	t.Parallel()
+	w := setup(t, ownYAML)
+	w.history(20, 2)
+	stop := w.live()
+	w.settle("own", 1)
+	stop()
+	w.exec(`update refold.rows_own_v1 set data = data || '{"events": 77}' where key = 'user-3'`)
+	failed, err := w.run("own", Options{})
+	require.ErrorIs(t, err, ErrNotVerified)
+	require.Equal(t, Failed, failed.State)
+	require.Equal(t, "user-3", failedChecks(failed.Report)["difference"].Samples[0].Key)
+	require.Equal(t, 1, w.active("own"))
+	kept, err := w.rebuilder().Get(w.ctx, failed.ID)
+	require.NoError(t, err)
+	require.False(t, kept.Report.OK)
+	done, err := w.run("own", Options{Force: "version 1 was tampered with"})
+	require.NoError(t, err)
+	require.Equal(t, failed.ID, done.ID)
+	kept, err = w.rebuilder().Get(w.ctx, done.ID)
+	require.NoError(t, err)
+	require.Equal(t, "version 1 was tampered with", kept.Report.Forced)
+	require.Equal(t, 2, w.active("own"))
+}
+
+// Readers that walk while versions are promoted, rolled back and retired see
+// every row exactly once and never go back.
+func TestReadersWalkThroughPromotionAndRollBack(t *testing.T) {
+	t.Parallel()
+	w := setup(t, ownYAML)
+	w.history(50, 2)
+	w.live()
+	w.settle("own", 1)
+	watcher := readmodel.NewWatcher(w.url())
+	watching, stopWatching := context.WithCancel(w.ctx)
+	watched := make(chan struct{})
+	go func() { defer close(watched); watcher.Run(watching) }()
+	reader, err := readmodel.NewReader(w.ctx, readmodel.Config{}, w.pool, readmodel.NewPlans(w.contracts), watcher)
+	require.NoError(t, err)
+	defer func() { reader.Close(); stopWatching(); <-watched }()
+	stopReading := make(chan struct{})
+	failures := make(chan error, 1)
+	reads := make(chan int, 1)
+	go func() {
+		n, last := 0, map[string]int64{}
+		defer func() { reads <- n }()
+		for {
+			select {
+			case <-stopReading:
+				return
+			default:
+			}
+			for s := range 50 {
+				key := fmt.Sprintf("user-%d", s)
+				row, _, err := reader.Get(w.ctx, "own", key, readmodel.Fresh{Wait: 10 * time.Second})
+				var events int64
+				if err == nil {
+					events, err = countOf(row)
+				}
+				if err == nil && events < last[key] {
+					err = fmt.Errorf("%s went back from %d to %d events", key, last[key], events)
+				}
+				if err != nil {
+					select {
+					case failures <- fmt.Errorf("reading %s: %w", key, err):
+					default:
+					}
+					return
+				}
+				last[key] = events
+				n++
+			}
+		}
+	}()
+	stopWriting, written := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(written)
+		for i := 0; ; i++ {
+			select {
+			case <-stopWriting:
+				return
+			case <-time.After(2 * time.Millisecond):
+				e := w.event(fmt.Sprintf("user-%d", i%50), fmt.Sprint(i))
+				w.append(e)
+			}
+		}
+	}()
+	r := w.rebuilder()
+	for range 2 {
+		done, err := r.Run(w.ctx, "own", Options{}, nil)
+		require.NoError(t, err)
+		stop := w.live() // feeds both from here on
+		former, err := r.RollBack(w.ctx, "own")
+		require.NoError(t, err)
+		require.NotEqual(t, done.Version, former)
+		again, err := r.RollBack(w.ctx, "own")
+		require.NoError(t, err)
+		require.Equal(t, done.Version, again)
+		stop()
+		retired, err := r.Retire(w.ctx, "own", former)
+		require.NoError(t, err)
+		require.Equal(t, []int{former}, retired)
+		_, err = r.Retire(w.ctx, "own", done.Version)
+		require.ErrorIs(t, err, readmodel.ErrServing)
+	}
+	close(stopWriting)
+	<-written
+	close(stopReading)
+	n := <-reads
+	select {
+	case err := <-failures:
+		require.NoError(t, err)
+	default:
+	}
+	require.Greater(t, n, 100)
+}
+
+// A version that lacks an event which the serving one has shown is not promoted.
+func TestFlipWaitsForDominance(t *testing.T) {
+	t.Parallel()
+	w := built(t, "own")
+	w.exec(`update refold.progress set seqs[1] = seqs[1] + 1 where projection = 'own' and version = 2 and partition = 1`)
+	tx, err := w.pool.Begin(w.ctx)
+	require.NoError(t, err)
+	defer tx.Rollback(w.ctx)
+	_, err = readmodel.Flip{Projection: "own", To: 1, Wait: 20 * time.Millisecond}.Do(w.ctx, tx)
+	require.ErrorIs(t, err, readmodel.ErrBehind)
+	require.ErrorContains(t, err, "User/1/")
+	require.NoError(t, tx.Rollback(w.ctx))
+	require.Equal(t, 2, w.active("own"))
+}
