@@ -80,7 +80,7 @@ func TestHostileNamesAndValuesStayValues(t *testing.T) {
 	w := setup(t)
 	r := w.replica()
 	for i, text := range hostile {
-		w.set(fmt.Sprintf("h%d", i), fmt.Sprintf(`{"name": %s}`, quoteJSON(text)))
+		w.set(fmt.Sprintf("h%d", i), row(fmt.Sprintf(`{"name": %s}`, quoteJSON(text))))
 	}
 	for i, text := range hostile {
 		found := r.get(items + "?select=key&name=eq." + url.QueryEscape(text)).list(t)

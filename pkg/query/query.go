@@ -27,6 +27,7 @@ type Deps struct {
 	Catalogue *readmodel.Catalogue
 	Plans     *readmodel.Plans
 	Feeds     *readmodel.Feeds
+	Explainer *readmodel.Explainer
 	Log       *slog.Logger
 	Metrics   prometheus.Registerer
 }
@@ -37,13 +38,14 @@ type API struct {
 	catalogue *readmodel.Catalogue
 	plans     *readmodel.Plans
 	feeds     *readmodel.Feeds
+	explainer *readmodel.Explainer
 	log       *slog.Logger
 	duration  *prometheus.HistogramVec
 }
 
 // New returns the API.
 func New(d Deps) *API {
-	a := &API{reader: d.Reader, catalogue: d.Catalogue, plans: d.Plans, feeds: d.Feeds, log: d.Log,
+	a := &API{reader: d.Reader, catalogue: d.Catalogue, plans: d.Plans, feeds: d.Feeds, explainer: d.Explainer, log: d.Log,
 		duration: prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "refold_query_duration_seconds",
 			Help:    "Time from a query to its answer, waits for a token included.",
 			Buckets: prometheus.ExponentialBuckets(0.0005, 2, 16)}, []string{"operation", "outcome"})}
@@ -57,6 +59,8 @@ func (a *API) Register(mux *http.ServeMux) {
 	a.route(mux, "list", "GET /v1/read-models/{name}", jsonMedia, a.list)
 	a.route(mux, "list", "POST /v1/read-models/{name}/query", jsonMedia, a.post)
 	a.route(mux, "changes", "GET /v1/read-models/{name}/changes", "text/event-stream", a.changes)
+	a.route(mux, "export", "GET /v1/read-models/{name}/export", ndjsonMedia, a.export)
+	a.route(mux, "explain", "GET /v1/read-models/{name}/{key}/explain", jsonMedia, a.explain)
 	a.route(mux, "get", "GET /v1/read-models/{name}/{key}", jsonMedia, a.get)
 	for path, methods := range map[string]string{"/v1/read-models": "GET", "/v1/read-models/{name}": "GET", "/v1/read-models/{name}/{key}": "GET"} {
 		mux.HandleFunc(path, func(w http.ResponseWriter, _ *http.Request) {
@@ -147,6 +151,8 @@ func toProblem(err error) *problem.Problem {
 		return problem.New(http.StatusServiceUnavailable, "not-caught-up", "The rows do not contain the token yet", "wait and ask again")
 	case errors.Is(err, readmodel.ErrParked):
 		return problem.New(http.StatusServiceUnavailable, "not-caught-up", "The rows do not contain the token", "an event of the token waits in a parked stream")
+	case errors.Is(err, readmodel.ErrBusy):
+		return problem.New(http.StatusServiceUnavailable, "busy", "Too many exports are under way", err.Error())
 	case errors.Is(err, readmodel.ErrTooExpensive):
 		return problem.New(http.StatusServiceUnavailable, "query-timeout", "The query took too long", "narrow it, or declare an index that serves it")
 	default:

@@ -78,12 +78,12 @@ type world struct {
 	plan      *projection.Plan
 	seqs      map[int]int64
 	offsets   map[int]int64
-	values    map[string][]byte // of events
+	encode    map[string]func(data string) ([]byte, error) // by event type
 }
 
 func setup(t testing.TB) *world {
 	t.Helper()
-	w := &world{t: t, pool: devstack.MigratedDatabase(t), seqs: map[int]int64{}, offsets: map[int]int64{}, values: map[string][]byte{}}
+	w := &world{t: t, pool: devstack.MigratedDatabase(t), seqs: map[int]int64{}, offsets: map[int]int64{}, encode: map[string]func(string) ([]byte, error){}}
 	_, err := w.pool.Exec(ctx, `with c as (insert into refold.category (name, slots, partitions, topic) values ('Item', 8, 2, 'refold.item') returning id)
 		insert into refold.slot (category, slot) select id, generate_series(0, 7) from c`)
 	require.NoError(t, err)
@@ -91,12 +91,12 @@ func setup(t testing.TB) *world {
 	require.NoError(t, err)
 	w.plan = w.compile(definition)
 	category, _ := w.contracts.Category("Item")
-	for name, data := range map[string]string{"ItemSet": row(`{}`), "ItemGone": `{}`} {
-		typ, _ := category.Type(name)
-		id, err := registry.New(w.pool).Register(ctx, "refold.item-"+name, typ.Newest())
+	for _, typ := range category.Types {
+		id, err := registry.New(w.pool).Register(ctx, "refold.item-"+typ.Name, typ.Newest())
 		require.NoError(t, err)
-		w.values[name], err = typ.Newest().EncodeJSON(avro.AppendFrame(nil, id), strictjson.NewReader([]byte(data)))
-		require.NoError(t, err)
+		w.encode[typ.Name] = func(data string) ([]byte, error) {
+			return typ.Newest().EncodeJSON(avro.AppendFrame(nil, id), strictjson.NewReader([]byte(data)))
+		}
 	}
 	require.NoError(t, readmodel.NewCatalogue(w.pool).CreateFirst(ctx, w.plan, []readmodel.Source{{Category: "Item", Generation: 1, Slots: slots, Partitions: partitions}}))
 	return w
@@ -127,13 +127,14 @@ func (w *world) replica() *replica {
 // replicaAt starts a replica whose watcher listens through another address.
 func (w *world) replicaAt(listen string, cfg readmodel.Config) *replica {
 	w.t.Helper()
-	watcher := readmodel.NewWatcher(listen)
+	watcher := readmodel.NewWatcher(listen, slog.New(slog.NewTextHandler(w.t.Output(), nil)))
 	plans := readmodel.NewPlans(w.contracts)
 	reader, err := readmodel.NewReader(ctx, cfg, w.pool, plans, watcher)
 	require.NoError(w.t, err)
 	feeds := readmodel.NewFeeds(reader, w.pool, eventstore.NewReader(w.pool), registry.New(w.pool), slog.New(slog.NewTextHandler(w.t.Output(), nil)))
 	mux := http.NewServeMux()
-	query.New(query.Deps{Reader: reader, Catalogue: readmodel.NewCatalogue(w.pool), Plans: plans, Feeds: feeds, Log: slog.New(slog.NewTextHandler(w.t.Output(), nil)), Metrics: prometheus.NewRegistry()}).Register(mux)
+	query.New(query.Deps{Reader: reader, Catalogue: readmodel.NewCatalogue(w.pool), Plans: plans, Feeds: feeds,
+		Explainer: readmodel.NewExplainer(reader, feeds, eventstore.NewReader(w.pool), registry.New(w.pool)), Log: slog.New(slog.NewTextHandler(w.t.Output(), nil)), Metrics: prometheus.NewRegistry()}).Register(mux)
 	server := httptest.NewServer(mux)
 	running, stop := context.WithCancel(ctx)
 	done := make(chan struct{})
@@ -157,13 +158,15 @@ func (w *world) setIn(leaf string, version int, key string, data *string, announ
 	w.offsets[partition]++
 	require.NoError(w.t, pgx.BeginFunc(ctx, w.pool, func(tx pgx.Tx) error {
 		_, err := tx.Exec(ctx, `update refold.progress set seqs[array_position(slots, $1::smallint)] = $2, next_offset = $3 where version = $4 and partition = $5`, slot, w.seqs[slot], w.offsets[partition], version, partition)
-		typ := "ItemSet"
-		if data == nil {
-			typ = "ItemGone"
+		typ, body := "ItemGone", `{}`
+		if data != nil {
+			typ, body = "ItemSet", *data
 		}
+		value, encodeErr := w.encode[typ](body)
+		require.NoError(w.t, encodeErr)
 		if err == nil {
 			_, err = tx.Exec(ctx, `insert into refold.event (category, slot, seq, version, id, time, recorded, stream, type, value)
-				select id, $1, $2, $2, gen_random_uuid(), now(), clock_timestamp(), $3, $4, $5 from refold.category on conflict do nothing`, slot, w.seqs[slot], key, typ, w.values[typ])
+				select id, $1, $2, $2, gen_random_uuid(), now(), clock_timestamp(), $3, $4, $5 from refold.category on conflict do nothing`, slot, w.seqs[slot], key, typ, value)
 		}
 		if err == nil && data == nil {
 			_, err = tx.Exec(ctx, `delete from refold.`+leaf+` where key = $1`, key)

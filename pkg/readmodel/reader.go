@@ -58,6 +58,7 @@ type Reader struct {
 	cache   *cache
 	fills   *fills
 	signer  *signer
+	exports chan struct{} // of the size of maxExports: a place for each
 
 	strictRows int64
 }
@@ -80,7 +81,7 @@ func NewReader(ctx context.Context, cfg Config, from *pgxpool.Pool, plans *Plans
 		return nil, err
 	}
 	r := &Reader{pool: pool, models: newModels(pool, plans, watcher.validity), watcher: watcher, cache: answers,
-		fills: &fills{timeout: 2 * cfg.StatementTimeout, running: make(map[cacheKey]*fill)}, signer: &signer{pool: from}, strictRows: cfg.StrictRows}
+		fills: &fills{timeout: 2 * cfg.StatementTimeout, running: make(map[cacheKey]*fill)}, signer: &signer{pool: from}, exports: make(chan struct{}, maxExports), strictRows: cfg.StrictRows}
 	if len(cfg.CursorKey) > 0 {
 		r.signer.key = cfg.CursorKey
 	}
@@ -109,9 +110,14 @@ var (
 	ErrParked = errors.New("an event of the token waits in a parked stream")
 	// ErrTooExpensive says that a query ran out of time.
 	ErrTooExpensive = errors.New("the query took too long")
+	// ErrBusy says that too much of its kind is under way; try again.
+	ErrBusy = errors.New("as many exports are under way as may be: try again")
+	// ErrTooMany says that a filter selects more rows than can be returned at once.
+	ErrTooMany = errors.New("more rows than can be returned at once")
 	// ErrBadKey says that a key holds what no key can.
 	ErrBadKey = errors.New("a key is valid UTF-8 without NUL")
 
+	errStopped   = errors.New("the iteration was ended")
 	errNotActive = errors.New("the version is not active any more")
 )
 
@@ -156,6 +162,12 @@ func (a Answer) TokenText() string {
 	}
 	return a.Token().String()
 }
+
+// ChangeID returns the id behind which [Feeds.Subscribe] goes on from the answer
+// without a gap.
+func (a Answer) ChangeID() string { return changeID(a.Version.Number, a.progress) }
+
+func isNotActive(err error) bool { return errors.Is(err, errNotActive) }
 
 // Get returns the row with a key as JSON, or [ErrNoRow], for which the answer is
 // valid too.
@@ -202,7 +214,7 @@ func (r *Reader) Get(ctx context.Context, name, key string, fresh Fresh) (row []
 func (r *Reader) answer(ctx context.Context, pick func(context.Context) (m *Model, pinned bool, err error), fresh Fresh,
 	read func(m *Model, fromCache bool) (*snapshot, error)) (from Answer, err error) {
 	cached := true
-	var deadline <-chan time.Time // set at the first wait
+	var deadline, tick <-chan time.Time // set at the first wait
 	for attempt := 0; ; attempt++ {
 		m, pinned, err := pick(ctx)
 		if err != nil {
@@ -241,9 +253,13 @@ func (r *Reader) answer(ctx context.Context, pick func(context.Context) (m *Mode
 			timer := time.NewTimer(fresh.Wait)
 			defer timer.Stop()
 			deadline = timer.C
+			ticker := time.NewTicker(askEvery)
+			defer ticker.Stop()
+			tick = ticker.C
 		}
 		select {
 		case <-moved:
+		case <-tick: // looks whether it is worth asking, even if nothing is heard
 		case <-deadline:
 			return from, err
 		case <-ctx.Done():
@@ -251,6 +267,9 @@ func (r *Reader) answer(ctx context.Context, pick func(context.Context) (m *Mode
 		}
 	}
 }
+
+// askEvery is how often one who waits asks while nothing can be heard.
+const askEvery = 100 * time.Millisecond
 
 // maxFlips bounds how often a query looks for the active version again.
 const maxFlips = 10

@@ -3,6 +3,7 @@ package readmodel
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"maps"
 	"sync"
 	"sync/atomic"
@@ -33,6 +34,7 @@ import (
 // It is safe for concurrent use.
 type Watcher struct {
 	url      string
+	log      *slog.Logger
 	validity *validity
 	active   atomic.Pointer[map[string]int] // as the last look found them; nil while nobody listens
 
@@ -54,6 +56,7 @@ const (
 	lookEvery   = 500 * time.Millisecond
 	lookPause   = 10 * time.Millisecond // between looks that were asked for
 	lookTimeout = 2 * time.Second
+	overdue     = 700 * time.Millisecond
 )
 
 // position is what is known of a version.
@@ -76,8 +79,8 @@ type partitionPosition struct {
 }
 
 // NewWatcher returns a watcher of a database. Run makes it work.
-func NewWatcher(url string) *Watcher {
-	return &Watcher{url: url, validity: newValidity(), positions: make(map[versionID]*position), moved: make(chan struct{}), inspected: make(chan struct{})}
+func NewWatcher(url string, log *slog.Logger) *Watcher {
+	return &Watcher{url: url, log: log, validity: newValidity(), positions: make(map[versionID]*position), moved: make(chan struct{}), inspected: make(chan struct{})}
 }
 
 // Moved returns a channel that is closed when anything may have moved after the
@@ -96,12 +99,13 @@ func (w *Watcher) isActive(id versionID) bool {
 }
 
 // expect tells whether it is worth asking the database for rows that contain a
-// token; where not, the channel is closed when something has moved.
+// token; where not, the channel is closed when something has moved. It is always
+// worth it while looks are overdue: then whoever waits asks every so often.
 func (w *Watcher) expect(id versionID, token event.Token) (worth bool, moved <-chan struct{}) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	p := w.positions[id]
-	return !w.up || p == nil || p.progress.Covers(token), w.moved
+	return !w.up || p == nil || time.Since(w.looked) > overdue || p.progress.Covers(token), w.moved
 }
 
 // lag returns how far behind the log the version was and when that was seen.
@@ -135,7 +139,10 @@ func (w *Watcher) wake() {
 // Run listens until ctx ends.
 func (w *Watcher) Run(ctx context.Context) error {
 	for ctx.Err() == nil {
-		_ = w.listen(ctx) // readers go on without: they ask the database themselves
+		// Readers go on without: they ask the database themselves.
+		if err := w.listen(ctx); err != nil && ctx.Err() == nil {
+			w.log.Warn("listening to changes is interrupted: nothing is kept meanwhile", "err", err)
+		}
 		w.lose()
 		timer := time.NewTimer(100 * time.Millisecond)
 		select {
@@ -171,7 +178,8 @@ func (w *Watcher) listen(ctx context.Context) error {
 	}()
 	listening, cancel := context.WithTimeout(ctx, lookTimeout)
 	defer cancel()
-	if _, err := conn.Exec(listening, `listen `+Channel); err != nil {
+	// The other channel tells of flips and retirements, see [Announce].
+	if _, err := conn.Exec(listening, `listen `+Channel+`; listen refold_catalogue`); err != nil {
 		return err
 	}
 	w.validity.flush() // what was read before anybody listened
@@ -269,7 +277,7 @@ func (p *position) join() *Progress {
 }
 
 const lookSQL = `select v.projection, v.version, v.state = 'active', p.category, p.generation, p.partition, p.next_offset, p.slots, p.seqs,
-		coalesce((select max(extract(epoch from clock_timestamp() - e.recorded))::float8 from refold.category c, unnest(p.slots, p.seqs) u (slot, seq)
+		coalesce((select max(extract(epoch from clock_timestamp() - e.recorded))::float8 from refold.category c cross join unnest(p.slots, p.seqs) u (slot, seq)
 			join refold.event e on e.category = c.id and e.slot = u.slot and e.seq = u.seq + 1 where c.name = p.category), 0)
 	from refold.projection_version v join refold.progress p on p.projection = v.projection and p.version = v.version
 	where v.state <> 'retired' and p.phase <> 'loading'`

@@ -142,7 +142,7 @@ func NewQueries(h *Host) (*Queries, error) {
 	if err != nil {
 		return nil, Usage(err).Try("writer lint")
 	}
-	return &Queries{contracts: contracts, watcher: readmodel.NewWatcher(h.Settings.DatabaseURL)}, nil
+	return &Queries{contracts: contracts, watcher: readmodel.NewWatcher(h.Settings.DatabaseURL, h.Log)}, nil
 }
 
 // Name is "queries".
@@ -163,8 +163,10 @@ func (q *Queries) Start(ctx context.Context, h *Host) (err error) {
 	if q.reader, err = readmodel.NewReader(ctx, readmodel.Config{}, q.pool, plans, q.watcher); err != nil {
 		return err
 	}
-	q.feeds = readmodel.NewFeeds(q.reader, q.pool, eventstore.NewReader(q.pool), registry.New(q.pool), h.Log)
-	query.New(query.Deps{Reader: q.reader, Catalogue: readmodel.NewCatalogue(q.pool), Plans: plans, Feeds: q.feeds, Log: h.Log, Metrics: h.Registry}).Register(h.Mux)
+	events, schemas := eventstore.NewReader(q.pool), registry.New(q.pool)
+	q.feeds = readmodel.NewFeeds(q.reader, q.pool, events, schemas, h.Log)
+	query.New(query.Deps{Reader: q.reader, Catalogue: readmodel.NewCatalogue(q.pool), Plans: plans, Feeds: q.feeds,
+		Explainer: readmodel.NewExplainer(q.reader, q.feeds, events, schemas), Log: h.Log, Metrics: h.Registry}).Register(h.Mux)
 	return nil
 }
 

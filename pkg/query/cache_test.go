@@ -1,0 +1,189 @@
+package query_test
+
+import (
+	"fmt"
+	"net/http"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/stretchr/testify/require"
+
+	"github.com/refoldhq/refold/pkg/devstack"
+	"github.com/refoldhq/refold/pkg/event"
+	"github.com/refoldhq/refold/pkg/readmodel"
+)
+
+// meddle changes a row behind everybody's back: who answers the old one has kept it.
+func (w *world) meddle(key string, n int) {
+	w.t.Helper()
+	_, err := w.pool.Exec(ctx, fmt.Sprintf(`update refold.rows_items_v1 set data = data || '{"n": %d}' where key = $1`, n), key)
+	require.NoError(w.t, err)
+}
+
+func has(n int) string { return fmt.Sprintf(`"n": %d,`, n) }
+
+// warm asks until the answer is kept.
+func (w *world) warm(r *replica, path, key string, n int) {
+	w.t.Helper()
+	eventually(w.t, "the replica listens", func() bool { return r.get(path).header.Get("Refold-Staleness") != "" })
+	partition := event.SlotOf(key, slots) % partitions
+	eventually(w.t, "the answer is kept", func() bool {
+		w.announce(1, partition, w.offsets[partition], w.offsets[partition], key)
+		w.meddle(key, n)
+		r.get(path)
+		w.meddle(key, -1)
+		kept := contains(r.get(path).body, has(n))
+		w.meddle(key, n)
+		return kept && contains(r.get(path).body, has(n))
+	})
+}
+
+func contains(s, part string) bool { return strings.Contains(s, part) }
+
+func TestAKeptAnswerFallsWithItsRow(t *testing.T) {
+	w := setup(t)
+	replicas := []*replica{w.replica(), w.replica()}
+	w.set("a", row(`{"n": 1, "color": "RED"}`))
+	w.set("b", row(`{"n": 1}`))
+	list, byKey := items+"?color=eq.RED", items+"?key=in.(b)"
+	for _, r := range replicas {
+		w.warm(r, items+"/a", "a", 1)
+		w.warm(r, list, "a", 1)
+		w.warm(r, byKey, "b", 1)
+	}
+	w.set("a", row(`{"n": 2, "color": "RED"}`))
+	for i, r := range replicas {
+		eventually(t, fmt.Sprintf("replica %d hears of it", i), func() bool { return contains(r.get(items+"/a").body, has(2)) })
+		eventually(t, fmt.Sprintf("replica %d hears of it for lists", i), func() bool { return contains(r.get(list).body, has(2)) })
+	}
+	w.meddle("b", 9)
+	require.Contains(t, replicas[1].get(byKey).body, has(1), "a list of other keys is kept")
+	missing := items + "/later"
+	require.Equal(t, http.StatusNotFound, replicas[0].get(missing).status)
+	token := w.set("later", row(`{"n": 1}`))
+	require.Equal(t, http.StatusOK, replicas[0].get(missing, "Refold-Token", token.String(), "Refold-Wait", "20s").status, "that there is no row is kept only as long")
+	aged := replicas[0].get(items+"/a", "Refold-Max-Staleness", "1ms", "Refold-Wait", "20s")
+	require.Contains(t, []int{http.StatusOK, http.StatusServiceUnavailable}, aged.status)
+	require.Equal(t, http.StatusOK, replicas[0].get(items+"/a", "Refold-Max-Staleness", "5s", "Refold-Wait", "20s").status)
+}
+
+func TestAnAnnouncementThatNeverCameIsFound(t *testing.T) {
+	w := setup(t)
+	r := w.replica()
+	w.set("a", row(`{"n": 1}`))
+	w.warm(r, items+"/a", "a", 1)
+	two := row(`{"n": 2}`)
+	w.setIn("rows_items_v1", 1, "a", &two, false) // the engine died after its commit
+	began := time.Now()
+	eventually(t, "the replica looks by itself", func() bool { return contains(r.get(items+"/a").body, has(2)) })
+	require.Less(t, time.Since(began), readmodel.MaxUnseen+10*time.Second, "1 s on an idle machine")
+}
+
+func TestNothingKeptOutlivesTheSessionThatInvalidatesIt(t *testing.T) {
+	w := setup(t)
+	server := w.pool.Config().ConnConfig
+	proxy := devstack.StartProxy(t, fmt.Sprintf("%s:%d", server.Host, server.Port))
+	r := w.replicaAt(proxy.URL(w.pool.Config().ConnString()), readmodel.Config{})
+	n := 1
+	for name, fault := range map[string]func(){
+		"cut":       func() { proxy.Refuse(); proxy.Cut() },
+		"half-open": proxy.Blackhole,
+		"held":      func() { proxy.Hold(devstack.ToClient) },
+	} {
+		w.set("a", row(fmt.Sprintf(`{"n": %d}`, n)))
+		w.warm(r, items+"/a", "a", n)
+		fault()
+		n++
+		token := w.set("a", row(fmt.Sprintf(`{"n": %d}`, n)))
+		began := time.Now()
+		require.Contains(t, r.get(items+"/a", "Refold-Token", token.String()).body, has(n), "%s: a token is never answered with less", name)
+		eventually(t, name, func() bool { return contains(r.get(items+"/a").body, has(n)) })
+		require.Less(t, time.Since(began), readmodel.MaxUnseen+5*time.Second, name) // 5 s for a slow machine
+		n++
+		token = w.set("a", row(fmt.Sprintf(`{"n": %d}`, n))) // waiting goes on without notifications
+		require.Contains(t, r.get(items+"/a", "Refold-Token", token.String(), "Refold-Wait", "10s").body, has(n), name)
+		proxy.Heal()
+		if name == "held" {
+			proxy.Release(devstack.ToClient)
+		}
+	}
+}
+
+// rounds is how often TestReadYourWrites appends and reads: REFOLD_ROUNDS, 1,000
+// unless set.
+func rounds() int {
+	if n, err := strconv.Atoi(os.Getenv("REFOLD_ROUNDS")); err == nil {
+		return n
+	}
+	return 1000
+}
+
+func TestReadYourWritesOnTwoReplicasThroughFlips(t *testing.T) {
+	w := setup(t)
+	w.set("seed", row(`{"n": 0}`))
+	w.version(2, definition)
+	replicas := []*replica{w.replica(), w.replica()}
+	var mu sync.Mutex // the engine's: one commit at a time for each slot
+	write := func(key string, n int) event.Token {
+		mu.Lock()
+		defer mu.Unlock()
+		data := row(fmt.Sprintf(`{"n": %d, "color": "RED"}`, n))
+		w.setIn("rows_items_v2", 2, key, &data, true) // the version that follows is ahead, as a flip demands
+		slot := event.SlotOf(key, slots)
+		w.seqs[slot]--
+		w.offsets[slot%partitions]--
+		return w.setIn("rows_items_v1", 1, key, &data, true)
+	}
+	stop := make(chan struct{})
+	var flipping sync.WaitGroup
+	flipping.Go(func() {
+		for to := 2; ; to = 3 - to {
+			select {
+			case <-stop:
+				return
+			case <-time.After(50 * time.Millisecond):
+			}
+			mu.Lock() // a flip compares progress under the locks of its rows
+			err := pgx.BeginFunc(ctx, w.pool, func(tx pgx.Tx) error {
+				_, err := tx.Exec(ctx, `update refold.projection_version set state = case when version = $1 then 'active' else 'ready' end`, to)
+				return err
+			})
+			mu.Unlock()
+			if err != nil {
+				t.Error(err)
+			}
+		}
+	})
+	var done atomic.Int64
+	var all sync.WaitGroup
+	const workers = 8
+	total := int64(rounds())
+	for worker := range workers {
+		all.Go(func() {
+			key := fmt.Sprintf("w%d", worker)
+			for n := 1; done.Add(1) <= total; n++ {
+				token := write(key, n).String()
+				a := replicas[n%2].get(items+"/"+key, "Refold-Token", token, "Refold-Wait", "30s")
+				if a.status != http.StatusOK || !contains(a.body, has(n)) {
+					t.Errorf("round %d of %s: %d %s", n, key, a.status, a.body)
+					return
+				}
+				// The answer's token takes the session along, to another replica and a list.
+				b := replicas[(n+1)%2].get(items+"?key=eq."+key, "Refold-Token", a.header.Get("Refold-Token"), "Refold-Wait", "30s")
+				if b.status != http.StatusOK || !contains(b.body, has(n)) {
+					t.Errorf("round %d of %s, list: %d %s", n, key, b.status, b.body)
+					return
+				}
+			}
+		})
+	}
+	all.Wait()
+	close(stop)
+	flipping.Wait()
+}
