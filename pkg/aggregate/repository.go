@@ -74,7 +74,9 @@ func (r *Repository[A]) Load(ctx context.Context, id string) (*A, error) {
 //
 // Promised: all events of f are stored together, behind exactly the state that f
 // saw, with its claims; or none is. f is run again on fresh state each time
-// somebody else was faster, so it must change nothing but the aggregate. When it
+// somebody else was faster, so it must change nothing but the aggregate; and it
+// must not run other commands, which could wait for this one: several aggregates
+// change by [Runtime.Together]. When it
 // returns an error nothing is stored, and the state that made it do so was
 // current during the call. An answer means that the events are committed.
 //

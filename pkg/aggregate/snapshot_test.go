@@ -50,7 +50,7 @@ func TestSnapshotsAreWrittenByPolicyAndEqualTheFullReplay(t *testing.T) {
 	require.Eventually(t, func() bool { snap, _ := w.read(t, "a"); return snap.Version >= 30 }, 60*time.Second, 10*time.Millisecond)
 	snap, behind := w.read(t, "a")
 	require.LessOrEqual(t, behind, 9)
-	require.Contains(t, string(snap.State), `"Email":`)
+	require.Contains(t, string(snap.State), `"email":`)
 	verified, err := w.accounts.VerifySnapshots(ctx)
 	require.NoError(t, err)
 	require.Equal(t, 1, verified)
@@ -100,12 +100,12 @@ func TestPlantedStalenessIsCaught(t *testing.T) {
 	}
 	// A state of an older version under the present one, with the right event.
 	stale, _ := w.read(t, "stale")
-	stale.State = []byte(`{"Email":"stale@example.com","Verified":false,"Active":false,"Locked":false,"Deleted":false,"Failures":0}`)
+	stale.State = []byte(`{"email":"stale@example.com","verified":false,"active":false,"locked":false,"deleted":false,"failures":0}`)
 	require.NoError(t, w.snapshots.Write(ctx, w.category(t), "stale", w.codec(t).Fingerprint(), stale))
 	require.Contains(t, w.state(t, "stale"), `"stale@example.com"`, "loads believe a snapshot whose event is there")
 	// One of an event that a failover has taken away.
 	lost, _ := w.read(t, "lost")
-	lost.Event, lost.State = event.NewID(), []byte(`{"Email":"wrong"}`)
+	lost.Event, lost.State = event.NewID(), []byte(`{"email":"wrong"}`)
 	require.NoError(t, w.snapshots.Write(ctx, w.category(t), "lost", w.codec(t).Fingerprint(), lost))
 	require.Contains(t, w.state(t, "lost"), `"lost2@example.com"`, "loads ignore it")
 	// One beyond the end of the stream.
@@ -119,7 +119,7 @@ func TestPlantedStalenessIsCaught(t *testing.T) {
 	require.EqualValues(t, 5, snap.Version)
 	// One that cannot be read.
 	broken, _ := w.read(t, "broken")
-	broken.State = []byte(`{"Email":7}`)
+	broken.State = []byte(`{"email":7}`)
 	require.NoError(t, w.snapshots.Write(ctx, w.category(t), "broken", w.codec(t).Fingerprint(), broken))
 	loaded, err := w.accounts.Load(ctx, "broken")
 	require.NoError(t, err)
@@ -166,7 +166,7 @@ func TestAnotherStateTypeOrRevisionIgnoresSnapshotsAndSweepsThemLater(t *testing
 	require.NoError(t, err)
 	require.NoError(t, w.accounts.Snapshot(ctx, "a"))
 	// The snapshot says something that no event does, so whoever uses it is seen.
-	_, err = w.pool.Exec(ctx, `update refold.snapshot set state = '{"Email":"planted"}'`)
+	_, err = w.pool.Exec(ctx, `update refold.snapshot set state = '{"email":"planted"}'`)
 	require.NoError(t, err)
 	require.Contains(t, w.state(t, "a"), "planted")
 	deps := w.forAnother()

@@ -2,6 +2,7 @@ package aggregate
 
 import (
 	"encoding"
+	"encoding/json"
 	"fmt"
 	"io"
 	"reflect"
@@ -11,6 +12,8 @@ var (
 	rootType        = reflect.TypeFor[Root]()
 	textMarshaler   = reflect.TypeFor[encoding.TextMarshaler]()
 	textUnmarshaler = reflect.TypeFor[encoding.TextUnmarshaler]()
+	jsonMarshaler   = reflect.TypeFor[json.Marshaler]()
+	jsonUnmarshaler = reflect.TypeFor[json.Unmarshaler]()
 )
 
 // checkState refuses a state that would not survive a snapshot: one with fields
@@ -32,7 +35,7 @@ func walkState(t reflect.Type, path string, open []reflect.Type, visit func(refl
 			return nil
 		}
 	}
-	if t.Implements(textMarshaler) && reflect.PointerTo(t).Implements(textUnmarshaler) {
+	if p := reflect.PointerTo(t); p.Implements(textMarshaler) && p.Implements(textUnmarshaler) || p.Implements(jsonMarshaler) && p.Implements(jsonUnmarshaler) {
 		return nil // it takes care of itself, like time.Time
 	}
 	open = append(open, t)

@@ -115,10 +115,10 @@ func TestTimeTravelAndAudit(t *testing.T) {
 		require.Equal(t, 200, a.status, a.raw)
 		return a.body["state"].(map[string]any)
 	}
-	require.Equal(t, true, state(get(""))["Deleted"])
-	require.Equal(t, "ada@example.com", state(get("?version=1"))["Email"])
+	require.Equal(t, true, state(get(""))["deleted"])
+	require.Equal(t, "ada@example.com", state(get("?version=1"))["email"])
 	then := get("?at=" + url.QueryEscape(recorded))
-	require.Equal(t, "b@example.com", state(then)["Email"])
+	require.Equal(t, "b@example.com", state(then)["email"])
 	require.EqualValues(t, 2, then.body["version"])
 	require.Equal(t, "/problems/unknown-version", get("?version=4").body["type"])
 	require.Equal(t, "/problems/unknown-version", get("?at=2001-01-01T00:00:00Z").body["type"])
@@ -128,8 +128,8 @@ func TestTimeTravelAndAudit(t *testing.T) {
 	require.Equal(t, 404, send(t, server, "GET", "/v1/aggregates/User/43", nil, "").status)
 
 	diff := get("/diff?from=1&to=3")
-	require.Equal(t, []any{map[string]any{"path": "/Deleted", "from": false, "to": true},
-		map[string]any{"path": "/Email", "from": "ada@example.com", "to": "b@example.com"}}, diff.body["changes"])
+	require.Equal(t, []any{map[string]any{"path": "/deleted", "from": false, "to": true},
+		map[string]any{"path": "/email", "from": "ada@example.com", "to": "b@example.com"}}, diff.body["changes"])
 	require.Equal(t, 400, get("/diff").status)
 	require.Equal(t, 404, get("/diff?from=1&to=9").status)
 
@@ -140,10 +140,10 @@ func TestTimeTravelAndAudit(t *testing.T) {
 	second := entries[1].(map[string]any)
 	require.Equal(t, "UserEmailChanged", second["type"])
 	require.Equal(t, map[string]any{"actor": "bob", "correlationId": "ticket-9"}, second["metadata"])
-	require.Equal(t, []any{map[string]any{"path": "/Email", "from": "ada@example.com", "to": "b@example.com"}}, second["changes"])
+	require.Equal(t, []any{map[string]any{"path": "/email", "from": "ada@example.com", "to": "b@example.com"}}, second["changes"])
 	rest := get("/audit?after=2")
 	require.Nil(t, rest.body["next"])
-	require.Equal(t, []any{map[string]any{"path": "/Deleted", "from": false, "to": true}}, rest.body["entries"].([]any)[0].(map[string]any)["changes"])
+	require.Equal(t, []any{map[string]any{"path": "/deleted", "from": false, "to": true}}, rest.body["entries"].([]any)[0].(map[string]any)["changes"])
 	require.Equal(t, 404, send(t, server, "GET", "/v1/aggregates/User/43/audit", nil, "").status)
 }
 

@@ -3,6 +3,7 @@ package api
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 
 	"github.com/refoldhq/refold/pkg/aggregate"
 )
@@ -24,6 +25,7 @@ func withAggregates(document []byte, commands []aggregate.CommandInfo) ([]byte, 
 	for path, operation := range aggregateOperations() {
 		paths[path] = object{"get": operation}
 	}
+	maps.Copy(paths, reactionPaths())
 	return json.MarshalIndent(doc, "", " ")
 }
 
@@ -92,6 +94,23 @@ func aggregateOperations() map[string]object {
 			object{"type": "object", "properties": object{"category": object{"type": "string"}, "stream": object{"type": "string"}, "next": object{"type": []string{"integer", "null"}},
 				"entries": object{"type": "array", "items": object{"allOf": []object{event, {"type": "object", "properties": object{"changes": changes}}}}}}},
 			parameter("after", "query", "the version before the first entry"), parameter("limit", "query", "1 to 1000; 100 when left out")),
+	}
+}
+
+// reactionPaths are those of package reaction.
+func reactionPaths() object {
+	name := parameter("name", "path", "name of the reaction")
+	list := jsonContent(object{"type": "array", "items": object{"type": "object"}})
+	return object{
+		"/v1/reactions": object{"get": object{"operationId": "listReactions", "summary": "Reactions, how far they are behind, and how many streams they have parked",
+			"responses": responses(object{"200": object{"description": "the reactions", "content": list}}, "503")}},
+		"/v1/reactions/{name}/parked": object{"get": object{"operationId": "listParkedByReaction", "summary": "Streams whose event could not be handled", "parameters": []object{name},
+			"responses": responses(object{"200": object{"description": "the streams", "content": list}}, "503")}},
+		"/v1/reactions/{name}/parked/{stream}/{action}": object{"post": object{"operationId": "decideAboutParked", "summary": "Have a parked stream go on, with or without its event",
+			"parameters": []object{name, parameter("stream", "path", "category/id, percent-encoded"), {"name": "action", "in": "path", "required": true, "schema": object{"enum": []string{"retry", "skip"}}}},
+			"requestBody": object{"required": true, "content": jsonContent(object{"type": "object", "required": []string{"reason"}, "additionalProperties": false,
+				"properties": object{"reason": object{"type": "string", "minLength": 1}}})},
+			"responses": responses(object{"202": object{"description": "it was asked for"}}, "400", "404", "413", "503")}},
 	}
 }
 

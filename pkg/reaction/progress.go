@@ -62,6 +62,7 @@ func (w *worker) begin(ctx context.Context) error {
 	for _, p := range parked {
 		w.parked[p.Stream] = true
 	}
+	w.metrics.parked.Set(float64(len(parked)))
 	return err
 }
 
@@ -113,6 +114,7 @@ func (w *worker) park(ctx context.Context, slot int, e *event.Event, attempts in
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.parked[e.Stream] = true
+	w.metrics.parked.Set(float64(len(w.parked)))
 	return nil
 }
 
@@ -194,6 +196,7 @@ func (w *worker) unpark(ctx context.Context, p Parked) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	delete(w.parked, p.Stream)
+	w.metrics.parked.Set(float64(len(w.parked)))
 	return nil
 }
 

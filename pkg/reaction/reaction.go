@@ -103,6 +103,7 @@ type Consumer struct {
 	handlers map[string]handler
 	failures []error
 	log      *slog.Logger
+	metrics  *metrics
 }
 
 // handler decodes an event and calls the function for its type.
@@ -123,6 +124,10 @@ func New(rt *aggregate.Runtime, cfg Config) *Consumer {
 		c.fail(fmt.Errorf("the contracts have no category %s", cfg.Category))
 	}
 	c.contract = contract
+	var err error
+	if c.metrics, err = newMetrics(deps.Metrics, cfg.Name); err != nil {
+		c.fail(err)
+	}
 	return c
 }
 

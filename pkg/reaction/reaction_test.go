@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"strings"
@@ -262,7 +264,22 @@ func TestAnEventThatCannotBeHandledParksItsStreamAlone(t *testing.T) {
 	mu.Lock()
 	broken = false
 	mu.Unlock()
-	require.NoError(t, reaction.Retry(context.Background(), w.pool, "activator", "User", "broken", "mended"))
+	mux := http.NewServeMux()
+	reaction.Register(mux, w.pool)
+	ask := func(method, path, body string, status int) string {
+		answer := httptest.NewRecorder()
+		mux.ServeHTTP(answer, httptest.NewRequest(method, "/v1/reactions"+path, strings.NewReader(body)))
+		require.Equal(t, status, answer.Code, answer.Body)
+		return answer.Body.String()
+	}
+	require.Contains(t, ask("GET", "", "", 200), `"parked":2`)
+	require.Contains(t, ask("GET", "/activator/parked", "", 200), `"stream":"refused"`)
+	ask("POST", "/activator/parked/User%2Fbroken/explode", `{"reason":"mended"}`, 404)
+	ask("POST", "/activator/parked/User%2Fbroken/retry", `{"reason":""}`, 400)
+	ask("POST", "/activator/parked/User%2Fbroken/retry", `{"cause":"x"}`, 400)
+	ask("POST", "/activator/parked/broken/retry", `{"reason":"mended"}`, 400)
+	ask("POST", "/activator/parked/User%2Ffine/retry", `{"reason":"mended"}`, 404)
+	ask("POST", "/activator/parked/User%2Fbroken/retry", `{"reason":"mended"}`, 202)
 	w.await(t, "broken", "UserCreated", "UserEmailVerified", "UserActivated", "UserLoggedIn")
 	w.awaitParked(t, 1)
 	// Behind the skipped event the account is not active, so the next one is refused too.
@@ -274,6 +291,35 @@ func TestAnEventThatCannotBeHandledParksItsStreamAlone(t *testing.T) {
 	require.NoError(t, reaction.Skip(context.Background(), w.pool, "activator", "User", "refused", "not wanted"))
 	w.awaitParked(t, 0)
 	require.Len(t, w.types(t, "refused"), 2)
+}
+
+// After a failover that has lost handled events, other events stand under their
+// numbers. Their slot stops and the others go on.
+func TestASlotThatHasLostEventsStopsAlone(t *testing.T) {
+	t.Parallel()
+	w := setup(t)
+	stop := run(t, w.activator(reaction.Config{FromStart: true}, nil))
+	w.create(t, "a")
+	w.await(t, "a", "UserCreated", "UserActivated")
+	require.Eventually(t, func() bool {
+		var behind int64
+		err := w.pool.QueryRow(context.Background(), `select (select count(*) from refold.event) - (select sum(seq) from refold.reaction_progress)`).Scan(&behind)
+		return err == nil && behind == 0
+	}, 60*time.Second, 5*time.Millisecond)
+	stop()
+	slot := w.category.SlotOf("a")
+	_, err := w.pool.Exec(context.Background(), `update refold.reaction_progress set event = gen_random_uuid() where slot = $1`, slot)
+	require.NoError(t, err)
+	other := "b"
+	for w.category.SlotOf(other) == slot {
+		other += "b"
+	}
+	w.verify(t, "a")
+	w.create(t, other)
+	run(t, w.activator(reaction.Config{}, nil))
+	w.await(t, other, "UserCreated", "UserActivated")
+	require.Eventually(t, func() bool { return w.log.contains("a slot is stopped") }, 60*time.Second, 5*time.Millisecond)
+	require.Len(t, w.types(t, "a"), 3)
 }
 
 // A function that fails behind its commands is repeated from the beginning, and

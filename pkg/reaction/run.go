@@ -65,7 +65,7 @@ func (c *Consumer) hold(ctx context.Context) error {
 	}
 	session, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	w := &worker{Consumer: c, category: category, lease: lease, parked: make(map[string]bool)}
+	w := &worker{Consumer: c, category: category, lease: lease, parked: make(map[string]bool), stopped: make(map[int]bool)}
 	var helpers sync.WaitGroup
 	woken := make(chan struct{}, 1) // one: it says that there is something, not what
 	helpers.Go(func() { cancel(c.renew(session, lease)) })
@@ -136,8 +136,9 @@ type worker struct {
 	lease    *postgres.Lease
 	progress []place // by slot
 
-	mu     sync.Mutex      // guards parked, which workers of several slots share
-	parked map[string]bool // streams
+	mu      sync.Mutex      // guards what follows, which workers of several slots share
+	parked  map[string]bool // streams
+	stopped map[int]bool    // slots whose log has lost events
 }
 
 // place is how far a slot has come.
@@ -150,6 +151,7 @@ func (w *worker) run(ctx context.Context, woken <-chan struct{}) error {
 	if err := w.begin(ctx); err != nil {
 		return err
 	}
+	defer w.metrics.idle()
 	for {
 		if err := w.carryOut(ctx); err != nil {
 			return err
@@ -158,6 +160,7 @@ func (w *worker) run(ctx context.Context, woken <-chan struct{}) error {
 		if err != nil {
 			return err
 		}
+		w.metrics.lag.Set(float64(w.behind(heads)))
 		more, err := w.round(ctx, heads)
 		if err != nil {
 			return err
@@ -171,6 +174,14 @@ func (w *worker) run(ctx context.Context, woken <-chan struct{}) error {
 	}
 }
 
+// behind returns how many events are not dealt with.
+func (w *worker) behind(heads []int64) (n int64) {
+	for slot, head := range heads {
+		n += max(0, head-w.progress[slot].seq)
+	}
+	return n
+}
+
 // batch is how many events of a slot are handled before its progress moves.
 const batch = 100
 
@@ -179,7 +190,7 @@ func (w *worker) round(ctx context.Context, heads []int64) (more bool, err error
 	var all errgroup.Group
 	all.SetLimit(w.cfg.Workers)
 	for slot, head := range heads {
-		if head == w.progress[slot].seq {
+		if head == w.progress[slot].seq || w.stopped[slot] { // nobody else looks now
 			continue
 		}
 		more = true
@@ -196,9 +207,8 @@ func (w *worker) advance(ctx context.Context, slot int) error {
 		return err
 	}
 	if len(events) == 0 || events[0].Seq != at.seq+1 || events[0].PrevID != at.id {
-		// A failover has lost the tail of the log behind this reaction's back, and
-		// which of the events that stand there now were handled nobody knows.
-		return fmt.Errorf("the log does not go on behind %s/%d/%d, event %s: it has lost events that were handled", w.category.Name, slot, at.seq, at.id)
+		w.stop(slot, at)
+		return nil
 	}
 	for i := range events {
 		e := &events[i]
@@ -219,6 +229,17 @@ func (w *worker) advance(ctx context.Context, slot int) error {
 	return w.move(ctx, slot, place{last.Seq, last.ID})
 }
 
+// stop holds a slot whose log does not go on where it was left: a failover has
+// lost events that were handled, and which of those that stand there now were is
+// not known. Somebody must look, and then set the slot's progress.
+func (w *worker) stop(slot int, at place) {
+	w.log.Error("a slot is stopped: the log has lost events that were handled", "category", w.category.Name, "slot", slot, "seq", at.seq, "event_id", at.id)
+	w.metrics.stopped.Inc()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.stopped[slot] = true
+}
+
 func (w *worker) isParked(stream string) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -231,6 +252,7 @@ func (w *worker) insist(ctx context.Context, e *event.Event) (attempts int, err 
 	for pause := w.cfg.Backoff; ; pause = min(2*pause, 30*time.Second) {
 		err := w.handle(ctx, e)
 		outcome := classify(err)
+		w.metrics.count(e, err, w.handlers[e.Type] != nil)
 		if outcome != waits {
 			attempts++
 		}

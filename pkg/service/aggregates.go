@@ -43,7 +43,11 @@ func (a *Aggregates) Start(ctx context.Context, h *Host) error {
 			return err
 		}
 	}
-	return a.writer.api.RegisterAggregates(h.Mux, a.runtime)
+	if err := a.writer.api.RegisterAggregates(h.Mux, a.runtime); err != nil {
+		return err
+	}
+	reaction.Register(h.Mux, a.writer.deps.Pool)
+	return nil
 }
 
 // make makes the runtime and the consumers.

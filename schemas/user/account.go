@@ -18,16 +18,17 @@ import (
 const MaxFailures = 5
 
 // Account is what the commands need to know of a user. It holds no more: what
-// readers want is the business of projections.
+// readers want is the business of projections. The tags name its fields in
+// snapshots and to those who ask for its state over HTTP.
 type Account struct {
 	aggregate.Root
 
-	Email    string
-	Verified bool
-	Active   bool
-	Locked   bool
-	Deleted  bool
-	Failures int // log-ins failed in a row
+	Email    string `json:"email"`
+	Verified bool   `json:"verified"`
+	Active   bool   `json:"active"`
+	Locked   bool   `json:"locked"`
+	Deleted  bool   `json:"deleted"`
+	Failures int    `json:"failures"` // log-ins failed in a row
 }
 
 // Define returns the aggregate's definition: its category, its events and its
