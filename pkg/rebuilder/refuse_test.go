@@ -140,11 +140,11 @@ func TestDuplicatesForeignRecordsAndPoisonAreAsInALiveRun(t *testing.T) {
 func TestPassesOverHashRangesGiveTheSameRows(t *testing.T) {
 	t.Parallel()
 	w := setup(t, ownYAML, sharedYAML)
-	w.history(80, 4)
+	w.history(24, 4)
 	w.live()
 	for _, name := range []string{"own", "shared"} {
 		w.settle(name, 1)
-		for _, limit := range []int64{3000, 12_000} {
+		for _, limit := range []int64{900, 12_000} { // of two rows, and of many
 			r := w.rebuilder()
 			r.rowLimit = limit
 			done, err := r.Run(w.ctx, name, Options{Parallel: 2, Verify: VerifyDeterministic}, nil)
@@ -154,7 +154,7 @@ func TestPassesOverHashRangesGiveTheSameRows(t *testing.T) {
 			for _, p := range done.Progress.Partitions {
 				passes = max(passes, p.Passes)
 			}
-			if limit == 3000 {
+			if limit == 900 {
 				require.Greater(t, passes, 1)
 			}
 		}

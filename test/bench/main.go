@@ -47,6 +47,7 @@ var sections = []section{
 	{"aggregate", "Aggregates", benchAggregate},
 	{"relay", "Relay", benchRelay},
 	{"apply", "Applying", benchApply},
+	{"rebuild", "Rebuild", benchRebuild},
 	{"visible", "From append to row", benchVisible},
 	{"query", "Queries", benchQuery},
 	{"growth", "Growth", benchGrowth},

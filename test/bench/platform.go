@@ -178,7 +178,7 @@ func binaries() (string, error) {
 	if err != nil {
 		return "", err
 	}
-	cmd := exec.Command("go", "build", "-o", dir+string(filepath.Separator), "./writer", "./projector")
+	cmd := exec.Command("go", "build", "-o", dir+string(filepath.Separator), "./writer", "./projector", "./rebuild")
 	cmd.Dir = filepath.Join("..", "..")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("building the programs: %w\n%s", err, out)
