@@ -33,7 +33,7 @@ import (
 // definitions; events are written to the table and the topic by the test itself,
 // as the relay would.
 type world struct {
-	t           *testing.T
+	t           testing.TB
 	ctx         context.Context
 	pool        *pgxpool.Pool
 	client      *kgo.Client
@@ -69,7 +69,7 @@ fields:
   seen:   {max: "*.$time"}
 `
 
-func setup(t *testing.T, definitions ...string) *world {
+func setup(t testing.TB, definitions ...string) *world {
 	t.Helper()
 	brokers := devstack.FakeKafka
 	if os.Getenv("REFOLD_TEST_KAFKA") == "real" {
