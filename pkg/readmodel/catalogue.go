@@ -10,6 +10,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash/fnv"
+	"slices"
 	"strings"
 
 	"github.com/jackc/pgx/v5"
@@ -97,7 +99,11 @@ func (c *Catalogue) CreateFirst(ctx context.Context, plan *projection.Plan, sour
 			return err
 		}
 		v := Version{Projection: plan.Name(), Number: 1, Leaf: fmt.Sprintf("rows_%s_v1", plan.Name())}
-		for _, sql := range append(firstTables(plan, v), IndexStatements(plan, v)...) {
+		statements := firstTables(plan, v)
+		for _, x := range LeafIndexes(plan, v) {
+			statements = append(statements, x.SQL(""))
+		}
+		for _, sql := range statements {
 			if _, err := tx.Exec(ctx, sql); err != nil {
 				return fmt.Errorf("%s: %w", sql, err)
 			}
@@ -143,10 +149,19 @@ func leafStatements(middle string, v Version) []string {
 	}
 }
 
-// IndexStatements returns the statements that make a plan's indexes on a leaf.
-func IndexStatements(plan *projection.Plan, v Version) []string {
-	var statements []string
-	for i, x := range plan.Indexes() {
+// LeafIndex is one index of a leaf. Its name follows from what it indexes, so
+// that it is found again whatever stands beside it.
+type LeafIndex struct{ Name, On string }
+
+// SQL returns the statement that makes the index; how is empty or "concurrently".
+func (x LeafIndex) SQL(how string) string {
+	return "create index " + how + " " + x.Name + " on " + x.On
+}
+
+// LeafIndexes returns the indexes that a plan declares, on a version's leaf.
+func LeafIndexes(plan *projection.Plan, v Version) []LeafIndex {
+	var list []LeafIndex
+	for _, x := range plan.Indexes() {
 		var columns []string
 		for _, name := range x.Fields {
 			for _, f := range plan.Fields() {
@@ -155,9 +170,13 @@ func IndexStatements(plan *projection.Plan, v Version) []string {
 				}
 			}
 		}
-		statements = append(statements, fmt.Sprintf(`create index %s_i%d on %s (%s, key)`, v.Leaf, i, v.Table(), strings.Join(columns, ", ")))
+		on := strings.Join(columns, ", ") + ", key"
+		h := fnv.New32a()
+		h.Write([]byte(on))
+		list = append(list, LeafIndex{Name: fmt.Sprintf("%s_x%08x", v.Leaf, h.Sum32()), On: v.Table() + " (" + on + ")"})
 	}
-	return statements
+	slices.SortFunc(list, func(a, b LeafIndex) int { return strings.Compare(a.Name, b.Name) })
+	return slices.Compact(list)
 }
 
 // Expression returns the SQL of a field's value as it is indexed and compared.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -80,8 +81,8 @@ type Statement struct {
 func FinishStatements(plan *projection.Plan, v Version) []Statement {
 	exists := func(relation string) string { return `select to_regclass('refold.` + relation + `') is not null` }
 	list := []Statement{{Name: "unique index", Done: exists(v.Leaf + "_pkey"), SQL: `create unique index ` + v.Leaf + `_pkey on ` + v.Table() + ` (key)`}}
-	for i, sql := range IndexStatements(plan, v) {
-		list = append(list, Statement{Name: fmt.Sprintf("index %d", i), Done: exists(fmt.Sprintf("%s_i%d", v.Leaf, i)), SQL: sql})
+	for i, x := range LeafIndexes(plan, v) {
+		list = append(list, Statement{Name: fmt.Sprintf("index %d", i), Done: exists(x.Name), SQL: x.SQL("")})
 	}
 	constraint := func(kind string) string {
 		return `select exists (select from pg_constraint where conrelid = 'refold.` + v.Leaf + `'::regclass and contype = '` + kind + `')`
@@ -322,4 +323,69 @@ func detach(ctx context.Context, conn *pgx.Conn, v Version) error {
 			return fmt.Errorf("detaching the table of %s version %d: %w", v.Projection, v.Number, err)
 		}
 	}
+}
+
+// ChangeIndexes brings the indexes of a version's leaf to those of another plan
+// that differs in nothing else, without holding up readers or writers, and makes
+// that plan the version's. conn is a session of its own. Each step can be cut off
+// and repeated; fence is called late in the transaction that changes the catalogue.
+func ChangeIndexes(ctx context.Context, conn *pgx.Conn, v Version, plan *projection.Plan, fence func(context.Context, pgx.Tx) error) error {
+	wanted := make(map[string]bool)
+	for _, x := range LeafIndexes(plan, v) {
+		wanted[x.Name] = true
+		if err := makeIndex(ctx, conn, x); err != nil {
+			return fmt.Errorf("making an index of %s version %d: %w", v.Projection, v.Number, err)
+		}
+	}
+	err := pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
+		if err := lockProjection(ctx, tx, v.Projection); err != nil {
+			return err
+		}
+		if _, err := tx.Exec(ctx, `update refold.projection_version set definition = $3, plan = $4 where projection = $1 and version = $2`, v.Projection, v.Number, plan.Source(), plan.Hash()); err != nil {
+			return err
+		}
+		if err := Announce(ctx, tx); err != nil {
+			return err
+		}
+		return fence(ctx, tx)
+	})
+	if err != nil {
+		return fmt.Errorf("changing the plan of %s version %d: %w", v.Projection, v.Number, err)
+	}
+	rows, err := conn.Query(ctx, `select c.relname from pg_index i join pg_class c on c.oid = i.indexrelid where i.indrelid = to_regclass($1) and not i.indisprimary`, v.Table())
+	if err != nil {
+		return fmt.Errorf("listing the indexes of %s version %d: %w", v.Projection, v.Number, err)
+	}
+	names, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		return fmt.Errorf("listing the indexes of %s version %d: %w", v.Projection, v.Number, err)
+	}
+	for _, name := range names {
+		if !wanted[name] && strings.HasPrefix(name, v.Leaf+"_x") { // others are somebody's own
+			if _, err := conn.Exec(ctx, `drop index concurrently if exists refold.`+name); err != nil {
+				return fmt.Errorf("dropping an index of %s version %d: %w", v.Projection, v.Number, err)
+			}
+		}
+	}
+	return nil
+}
+
+// makeIndex makes an index unless it is there. One that was cut off is invalid,
+// and made anew.
+func makeIndex(ctx context.Context, conn *pgx.Conn, x LeafIndex) error {
+	var valid bool
+	err := conn.QueryRow(ctx, `select indisvalid from pg_index where indexrelid = to_regclass('refold.' || $1)`, x.Name).Scan(&valid)
+	switch {
+	case errors.Is(err, pgx.ErrNoRows):
+	case err != nil:
+		return err
+	case valid:
+		return nil
+	default:
+		if _, err := conn.Exec(ctx, `drop index concurrently if exists refold.`+x.Name); err != nil {
+			return err
+		}
+	}
+	_, err = conn.Exec(ctx, x.SQL("concurrently"))
+	return err
 }

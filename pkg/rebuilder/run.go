@@ -37,6 +37,9 @@ func (r *Rebuilder) Run(ctx context.Context, name string, options Options, watch
 		return Rebuild{}, err
 	}
 	defer func() { j.session.close() }()
+	if done, err := j.inPlace(ctx, options); done || err != nil {
+		return j.finish(ctx, err)
+	}
 	err = j.work(ctx, options)
 	if errors.Is(err, errStopped) {
 		return j.rebuild, err // as a kill leaves it

@@ -92,6 +92,21 @@ func (s *session) close() {
 	s.conn.Close(ctx) // the server notices by itself where this fails
 }
 
+// keepLease renews the lease while no rebuild is under way, until stop is called.
+func (j *job) keepLease(ctx context.Context) (stop func()) {
+	renewing, cancel := context.WithCancel(ctx)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for pause(renewing, j.cfg.LeaseTime/4) == nil {
+			if err := j.lease.Renew(renewing, j.session.conn); err != nil && renewing.Err() == nil {
+				j.log.Warn("the lease could not be renewed", "err", err) // the fence decides
+			}
+		}
+	}()
+	return func() { cancel(); <-done }
+}
+
 // heartbeat renews the lease, writes the progress down and looks what somebody
 // wants, until ctx ends. It calls cancel when the job must stop.
 func (j *job) heartbeat(ctx context.Context, cancel context.CancelCauseFunc) {

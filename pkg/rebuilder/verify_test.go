@@ -3,6 +3,7 @@ package rebuilder
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"testing"
 	"time"
 
@@ -164,7 +165,7 @@ func TestReadersWalkThroughPromotionAndRollBack(t *testing.T) {
 	w.history(50, 2)
 	w.live()
 	w.settle("own", 1)
-	watcher := readmodel.NewWatcher(w.url())
+	watcher := readmodel.NewWatcher(w.url(), slog.New(slog.DiscardHandler))
 	watching, stopWatching := context.WithCancel(w.ctx)
 	watched := make(chan struct{})
 	go func() { defer close(watched); watcher.Run(watching) }()

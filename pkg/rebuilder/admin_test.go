@@ -1,0 +1,181 @@
+package rebuilder
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/refoldhq/refold/pkg/postgres"
+)
+
+func TestIndexesAreChangedInPlace(t *testing.T) {
+	t.Parallel()
+	w := setup(t, ownYAML)
+	w.history(10, 2)
+	stop := w.live()
+	w.settle("own", 1)
+	stop()
+	before := w.rows("own", 1)
+	w.define(strings.Replace(ownYAML, "[email]}", "[id, email]}", 1))
+	plan, err := w.rebuilder().Plan(w.ctx, "own", Options{})
+	require.NoError(t, err)
+	require.Equal(t, "index", plan.Change)
+	done, err := w.run("own", Options{})
+	require.NoError(t, err)
+	require.Equal(t, 1, done.Version)
+	require.Equal(t, Done, done.State)
+	require.Equal(t, before, w.rows("own", 1))
+	require.EqualValues(t, 1, w.number(`select count(*) from pg_indexes where tablename = 'rows_own_v1' and indexdef like '%''id''%''email''%'`))
+	require.EqualValues(t, 2, w.number(`select count(*) from pg_indexes where tablename = 'rows_own_v1'`), "the primary key and the new one")
+	plan, err = w.rebuilder().Plan(w.ctx, "own", Options{})
+	require.NoError(t, err)
+	require.Equal(t, "none", plan.Change)
+}
+
+func TestPauseHoldsTheLoadUpAndResumeLetsItGo(t *testing.T) {
+	t.Parallel()
+	w := setup(t, ownYAML)
+	w.history(10, 2)
+	r := w.rebuilder()
+	id, err := r.Request(w.ctx, "own", Options{})
+	require.NoError(t, err)
+	require.NoError(t, r.Pause(w.ctx, id))
+	ended := make(chan error, 1)
+	go func() {
+		_, err := r.Run(w.ctx, "own", Options{}, nil)
+		ended <- err
+	}()
+	require.Eventually(t, func() bool {
+		now, err := r.Get(w.ctx, id)
+		return err == nil && strings.Contains(now.Progress.Why, "paused")
+	}, 30*time.Second, 20*time.Millisecond)
+	require.NoError(t, r.Resume(w.ctx, id))
+	require.NoError(t, <-ended)
+	now, err := r.Get(w.ctx, id)
+	require.NoError(t, err)
+	require.Equal(t, Done, now.State)
+	require.ErrorIs(t, r.Pause(w.ctx, id), ErrState)
+}
+
+// Progress never falls, across a kill too.
+func TestProgressNeverRunsBackwards(t *testing.T) {
+	t.Parallel()
+	w := setup(t, ownYAML)
+	w.history(40, 3)
+	var last int64
+	watch := func(now Rebuild) {
+		if now.Progress.Done < last {
+			t.Errorf("progress fell from %d to %d", last, now.Progress.Done)
+		}
+		last = now.Progress.Done
+	}
+	for _, point := range []string{"within load User/2", "after load User/3", ""} {
+		r := w.rebuilder()
+		r.cfg.LeaseTime = 300 * time.Millisecond
+		r.stopAt = func(p string) error {
+			if p == point {
+				return errStopped
+			}
+			return nil
+		}
+		_, err := r.Run(w.ctx, "own", Options{Parallel: 1}, watch)
+		if point != "" {
+			require.ErrorIs(t, err, errStopped)
+		} else {
+			require.NoError(t, err)
+		}
+	}
+	require.EqualValues(t, w.number(`select count(*) from refold.event`), last)
+}
+
+func TestManualPromotionWaitsAndKeptVersionsAreSwept(t *testing.T) {
+	t.Parallel()
+	w := setup(t, ownYAML)
+	w.history(10, 2)
+	stop := w.live()
+	w.settle("own", 1)
+	stop()
+	r := w.rebuilder()
+	waiting, err := r.Run(w.ctx, "own", Options{Promote: "manual", Keep: 1}, nil)
+	require.NoError(t, err)
+	require.Equal(t, Waiting, waiting.State)
+	require.Equal(t, 1, w.active("own"))
+	done, err := r.Promote(w.ctx, waiting.ID)
+	require.NoError(t, err)
+	require.Equal(t, Done, done.State)
+	require.Equal(t, 2, w.active("own"))
+	n, err := r.sweep(w.ctx)
+	require.NoError(t, err)
+	require.Equal(t, 1, n)
+	require.EqualValues(t, 0, w.number(`select count(*) from pg_class where relname = 'rows_own_v1'`))
+	_, err = r.RollBack(w.ctx, "own")
+	require.ErrorIs(t, err, ErrNoFormer)
+}
+
+// A load whose job has lost its lease is refused at its commit, and one that was
+// committed already is not committed again: both are what a zombie does.
+func TestZombiesLoadIsRefused(t *testing.T) {
+	t.Parallel()
+	w := setup(t, ownYAML)
+	w.history(20, 2)
+	zombie := w.rebuilder()
+	zombie.cfg.LeaseTime = 200 * time.Millisecond
+	taken := false
+	zombie.stopAt = func(point string) error {
+		if point == "within load User/1" && !taken { // the rows are copied, the commit is to come
+			taken = true
+			w.exec(`update refold.lease set fence = fence + 1, nonce = gen_random_uuid(), owner = 'the next job', expires = clock_timestamp()`)
+		}
+		return nil
+	}
+	_, err := zombie.Run(w.ctx, "own", Options{Parallel: 1}, nil)
+	require.True(t, postgres.LeaseLost(err), "%v", err)
+	require.EqualValues(t, 0, w.number(`select count(*) from refold.rebuild_partition where partition = 1 and loaded is not null`))
+	done, err := w.run("own", Options{})
+	require.NoError(t, err)
+	require.Len(t, w.rows("own", done.Version), 20)
+
+	conn, err := w.pool.Acquire(w.ctx)
+	require.NoError(t, err)
+	defer conn.Release()
+	_, err = conn.Exec(w.ctx, `select refold.rebuild_loaded($1, 'User', 1, 1, 0, 0, 0)`, done.ID)
+	require.True(t, postgres.IsCode(err, codeLoaded), "%v", err)
+}
+
+// While events are appended the rebuilt version catches up, and has what the
+// serving one has.
+func TestRebuildUnderLiveLoad(t *testing.T) {
+	t.Parallel()
+	for _, name := range []string{"own", "shared"} {
+		w := setup(t, ownYAML, sharedYAML)
+		w.history(30, 3)
+		w.live()
+		stop, stopped := make(chan struct{}), make(chan struct{})
+		go func() {
+			defer close(stopped)
+			for i := 0; ; i++ {
+				select {
+				case <-stop:
+					return
+				case <-time.After(time.Millisecond):
+					w.append(w.event("user-"+string(rune('0'+i%10)), "live"))
+				}
+			}
+		}()
+		for _, parallel := range []int{1, 2, 8} {
+			done, err := w.run(name, Options{Parallel: parallel})
+			require.NoError(t, err)
+			require.True(t, done.Report.OK)
+			stopLive := w.live()
+			require.Eventually(t, func() bool { return w.active(name) == done.Version }, 10*time.Second, 10*time.Millisecond)
+			defer stopLive()
+		}
+		close(stop)
+		<-stopped
+		w.settle(name, 1)
+		w.settle(name, 4)
+		require.Equal(t, w.rows(name, 1), w.rows(name, 4))
+	}
+}

@@ -1,0 +1,94 @@
+package rebuilder
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/refoldhq/refold/pkg/projection"
+	"github.com/refoldhq/refold/pkg/readmodel"
+)
+
+// maxIndexed is the longest indexed text that a fold makes, in bytes; longer ones
+// were poison had the index been there.
+const maxIndexed = 2000
+
+// inPlace changes the indexes of the serving version where the deployed
+// definition differs in nothing else, and notes it as a rebuild that made no
+// version. It tells whether it did.
+func (j *job) inPlace(ctx context.Context, options Options) (bool, error) {
+	active, err := j.catalogue.Active(ctx, j.name)
+	if errors.Is(err, readmodel.ErrUnknownProjection) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	before, err := j.plans.Plan(active)
+	if err != nil {
+		return false, nil //nolint:nilerr // a definition that no longer compiles needs a rebuild
+	}
+	difference := projection.Compare(before, j.plan)
+	if difference.Change != projection.ChangeIndex {
+		return false, nil
+	}
+	if _, err := one(readRebuilds(ctx, j.pool, `projection = $1 and state not in ('done', 'cancelled') and version is not null`, j.name)); !errors.Is(err, ErrNoRebuild) {
+		return false, err // what was begun is finished first
+	}
+	if long, err := j.tooLong(ctx, active); err != nil || long {
+		return false, err
+	}
+	conn, err := j.connect(ctx, j.name)
+	if err != nil {
+		return false, err
+	}
+	defer conn.Close(context.WithoutCancel(ctx))
+	stop := j.keepLease(ctx)
+	defer stop()
+	err = readmodel.ChangeIndexes(ctx, conn, active, j.plan, func(ctx context.Context, tx pgx.Tx) error {
+		id, err := j.noteInPlace(ctx, tx, active.Number, options)
+		if err != nil {
+			return fmt.Errorf("noting a change in place: %w", err)
+		}
+		j.id, j.rebuild = id, Rebuild{ID: id, Projection: j.name, Version: active.Number, State: Done, Step: StepDone, Options: options}
+		return j.lease.Verify(ctx, tx)
+	})
+	if err != nil {
+		return false, err
+	}
+	j.log.Info("indexes are changed in place", "version", active.Number)
+	return true, nil
+}
+
+// noteInPlace ends the request for a rebuild, or makes a rebuild that is done.
+func (j *job) noteInPlace(ctx context.Context, tx pgx.Tx, version int, options Options) (id int64, err error) {
+	err = tx.QueryRow(ctx, `update refold.rebuild set version = $2, state = 'done', step = 'done', definition = $3, plan = $4, started = clock_timestamp(), finished = clock_timestamp()
+		where projection = $1 and state in ('requested', 'paused') returning id`, j.name, version, j.plan.Source(), j.plan.Hash()).Scan(&id)
+	if errors.Is(err, pgx.ErrNoRows) {
+		err = tx.QueryRow(ctx, `insert into refold.rebuild (projection, version, state, step, definition, plan, options, started, finished)
+			values ($1, $2, 'done', 'done', $3, $4, $5, clock_timestamp(), clock_timestamp()) returning id`, j.name, version, j.plan.Source(), j.plan.Hash(), mustJSON(options)).Scan(&id)
+	}
+	return id, err
+}
+
+// tooLong tells whether a row holds text in an indexed field that a fold with the
+// index would not have made: then only a rebuild gives the rows of the definition.
+func (j *job) tooLong(ctx context.Context, v readmodel.Version) (long bool, err error) {
+	var tests []string
+	for _, x := range j.plan.Indexes() {
+		for _, field := range x.Fields {
+			tests = append(tests, fmt.Sprintf("octet_length(data->>'%s') > %d", field, maxIndexed)) // letters, digits and underscores
+		}
+	}
+	if len(tests) == 0 {
+		return false, nil
+	}
+	err = j.pool.QueryRow(ctx, `select exists (select from `+v.Table()+` where `+strings.Join(tests, " or ")+`)`).Scan(&long)
+	if err != nil {
+		return false, fmt.Errorf("looking for text that is too long for an index: %w", err)
+	}
+	return long, nil
+}
