@@ -15,6 +15,7 @@ import (
 type Definition[A any] struct {
 	category string
 	revision int
+	policy   *Policy // nil for that of the runtime
 	root     func(*A) *Root
 	claims   func(*A) []Claim // nil when it holds none
 	events   []*binding[A]
@@ -48,6 +49,9 @@ func (d *Definition[A]) Category() string { return d.category }
 // Revise says that the fold has another meaning than before, though the types
 // are the same: snapshots of other revisions are ignored. It is 0 at first.
 func (d *Definition[A]) Revise(revision int) { d.revision = revision }
+
+// SnapshotBy has snapshots of this type written by a policy of its own.
+func (d *Definition[A]) SnapshotBy(p Policy) { d.policy = &p }
 
 // Ignore says that events of a type change nothing in the aggregate's state.
 // Every type of the category is either bound or ignored, so that none is

@@ -298,50 +298,6 @@ func TestSeveralAggregatesChangeTogetherOrNotAtAll(t *testing.T) {
 	require.Error(t, err)
 }
 
-// 64 goroutines in each of two writers count failures and successes on one
-// account, and nothing is lost: every answer has a version of its own, and the
-// versions follow one another.
-func TestConcurrentCallsOnOneAggregateLoseNoUpdate(t *testing.T) {
-	t.Parallel()
-	w := setup(t)
-	writers := []*writer{w, open(t, w.pool, aggregate.Config{Snapshots: aggregate.Policy{Events: 10}})}
-	_, err := w.accounts.Create(ctx, "a", create("0@example.com"))
-	require.NoError(t, err)
-	const callers, each = 64, 4
-	var mu sync.Mutex
-	saw := make(map[int64]int64) // the version that a change was made on, by the version that it made
-	var all sync.WaitGroup
-	for i := range callers * len(writers) {
-		all.Go(func() {
-			for n := range each {
-				var on int64
-				result, err := writers[i%len(writers)].accounts.Execute(ctx, "a", func(a *user.Account) error {
-					on = a.Version()
-					return a.ChangeEmail(user.ChangeEmail{Email: fmt.Sprintf("%d-%d@example.com", i, n)})
-				}, aggregate.WithAttempts(1000))
-				if err != nil {
-					t.Error(err)
-					return
-				}
-				mu.Lock()
-				saw[result.Version] = on
-				mu.Unlock()
-			}
-		})
-	}
-	all.Wait()
-	require.Len(t, saw, callers*len(writers)*each)
-	for made, on := range saw {
-		require.Equal(t, made-1, on)
-	}
-	a, err := w.accounts.Load(ctx, "a")
-	require.NoError(t, err)
-	require.EqualValues(t, 1+callers*len(writers)*each, a.Version())
-	claims, err := eventstore.NewReader(w.pool).ClaimsOf(ctx, w.category(t), "a")
-	require.NoError(t, err)
-	require.Equal(t, a.Claims(), claims)
-}
-
 func TestWaitingForAnAggregateEndsWithTheContext(t *testing.T) {
 	t.Parallel()
 	w := setup(t)

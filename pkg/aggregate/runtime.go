@@ -28,7 +28,8 @@ type Config struct {
 	CacheSize int
 	// Attempts is how often a function is run when races are lost; 16.
 	Attempts int
-	// Snapshots says when snapshots are written.
+	// Snapshots says when snapshots are written, for types that do not say it
+	// themselves; DefaultPolicy.
 	Snapshots Policy
 }
 

@@ -45,7 +45,11 @@ type job struct {
 
 // maybeSnapshot asks for a snapshot if one is due. It does not block.
 func (r *Repository[A]) maybeSnapshot(id string, root *Root) {
-	if !r.rt.cfg.Snapshots.due(root.since, root.recorded) {
+	policy := r.rt.cfg.Snapshots
+	if own := r.codec.d.policy; own != nil {
+		policy = *own
+	}
+	if !policy.due(root.since, root.recorded) {
 		return
 	}
 	select {

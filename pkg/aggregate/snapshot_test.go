@@ -1,6 +1,7 @@
 package aggregate_test
 
 import (
+	"context"
 	"fmt"
 	"testing"
 	"time"
@@ -84,6 +85,25 @@ func TestPolicies(t *testing.T) {
 		snap, _ := w.read(t, "a")
 		require.Zero(t, snap.Version)
 	}
+}
+
+func TestATypeMayHaveAPolicyOfItsOwn(t *testing.T) {
+	t.Parallel()
+	w := setup(t) // its runtime writes none
+	deps := w.forAnother()
+	rt, err := aggregate.NewRuntime(aggregate.Config{Snapshots: aggregate.NoSnapshots}, deps)
+	require.NoError(t, err)
+	d := user.Define()
+	d.SnapshotBy(aggregate.Policy{Events: 1})
+	accounts, err := aggregate.Open(rt, d)
+	require.NoError(t, err)
+	running, stop := context.WithCancel(ctx)
+	done := make(chan struct{})
+	go func() { defer close(done); rt.Run(running) }()
+	t.Cleanup(func() { stop(); <-done })
+	_, err = accounts.Create(ctx, "a", create("a@example.com"))
+	require.NoError(t, err)
+	require.Eventually(t, func() bool { snap, _ := w.read(t, "a"); return snap.Version == 1 }, 60*time.Second, 10*time.Millisecond)
 }
 
 func TestPlantedStalenessIsCaught(t *testing.T) {

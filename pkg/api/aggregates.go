@@ -83,17 +83,30 @@ func (a *aggregates) getDiff(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	before := aggregate.View{State: json.RawMessage("{}")}
-	if from > 0 {
-		if before, err = h.At(r.Context(), id, aggregate.Moment{Version: from}); err != nil {
-			return err
-		}
+	before, err := stateBefore(r.Context(), h, id, from)
+	if err != nil {
+		return err
 	}
 	changes, err := aggregate.Diff(before.State, after.State)
 	if err != nil {
 		return err
 	}
 	return respond(w, map[string]any{"category": after.Category, "stream": id, "from": before.Version, "to": after.Version, "changes": changes})
+}
+
+// stateBefore returns the state at a version; 0 is the state without events.
+func stateBefore(ctx context.Context, h aggregate.Handler, id string, version int64) (view aggregate.View, err error) {
+	if version > 0 {
+		return h.At(ctx, id, aggregate.Moment{Version: version})
+	}
+	err = h.Replay(ctx, id, 0, func(_ *event.Event, state json.RawMessage) error {
+		view.State = state
+		return errPageFull
+	})
+	if errors.Is(err, errPageFull) {
+		err = nil
+	}
+	return view, err
 }
 
 // errPageFull ends a replay.

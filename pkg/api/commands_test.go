@@ -130,6 +130,7 @@ func TestTimeTravelAndAudit(t *testing.T) {
 	diff := get("/diff?from=1&to=3")
 	require.Equal(t, []any{map[string]any{"path": "/deleted", "from": false, "to": true},
 		map[string]any{"path": "/email", "from": "ada@example.com", "to": "b@example.com"}}, diff.body["changes"])
+	require.Equal(t, []any{map[string]any{"path": "/email", "from": "", "to": "ada@example.com"}}, get("/diff?from=0&to=1").body["changes"])
 	require.Equal(t, 400, get("/diff").status)
 	require.Equal(t, 404, get("/diff?from=1&to=9").status)
 
