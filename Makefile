@@ -11,7 +11,7 @@ PROGRAMS := $(wildcard writer projector rebuild)
 
 # Packages in which goroutines share memory: their tests run with the race
 # detector, which costs several times the CPU, the others without.
-RACE := $(addprefix ./,$(wildcard pkg/postgres pkg/registry pkg/kafka pkg/eventstore pkg/relay pkg/readmodel pkg/engine pkg/query pkg/api pkg/service))
+RACE := $(addprefix ./,$(wildcard pkg/postgres pkg/registry pkg/kafka pkg/eventstore pkg/aggregate pkg/relay pkg/readmodel pkg/engine pkg/query pkg/api pkg/reaction pkg/service))
 
 # All packages share one Postgres and one Kafka, which are started for the run
 # unless DATABASE_URL and KAFKA_BOOTSTRAP_SERVERS name others. Suites that break

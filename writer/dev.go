@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/refoldhq/refold/pkg/aggregate"
 	"github.com/refoldhq/refold/pkg/devstack"
 	"github.com/refoldhq/refold/pkg/service"
 )
@@ -57,7 +58,7 @@ func (c *devCommand) serve(ctx context.Context, s *service.Settings) error {
 	if err != nil {
 		return err
 	}
-	for _, component := range []service.Component{w, service.NewAggregates(w, demo(), nil), service.NewRelay(h, w), feeding, queries, rebuilds} {
+	for _, component := range []service.Component{w, service.NewAggregates(w, aggregate.Config{}, demo(), nil), service.NewRelay(h, w), feeding, queries, rebuilds} {
 		h.Add(component)
 	}
 	h.Ready = func() { c.greet(s) }
@@ -111,12 +112,13 @@ func (c *devCommand) greet(s *service.Settings) {
 	fmt.Printf(`refold is ready.
 
   API       %s  (description: %s/openapi.json)
+  commands  %s/v1/commands
   reads     %s/v1/read-models
   schemas   %s/schema-registry
   admin     http://%s/readyz?verbose
   Postgres  %s
   Kafka     %s
-`, api, api, api, api, c.AdminAddr, s.DatabaseURL, strings.Join(s.Kafka.BootstrapServers, ","))
+`, api, api, api, api, api, c.AdminAddr, s.DatabaseURL, strings.Join(s.Kafka.BootstrapServers, ","))
 	if s.Schemas == "" {
 		fmt.Printf(`  topics    %s.user
 

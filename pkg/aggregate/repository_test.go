@@ -298,6 +298,44 @@ func TestSeveralAggregatesChangeTogetherOrNotAtAll(t *testing.T) {
 	require.Error(t, err)
 }
 
+func TestAUnitThatLosesARaceRunsAgainAndIsDoneOnce(t *testing.T) {
+	t.Parallel()
+	w := setup(t)
+	other := open(t, w.pool, aggregate.Config{Snapshots: aggregate.NoSnapshots})
+	for _, id := range []string{"a", "b"} {
+		_, err := w.accounts.Create(ctx, id, create(id+"@example.com"))
+		require.NoError(t, err)
+	}
+	runs := 0
+	activateBoth := func(u *aggregate.Unit) error {
+		runs++
+		for _, id := range []string{"a", "b"} {
+			a, err := w.accounts.In(u, id)
+			if err != nil {
+				return err
+			}
+			if err := a.Activate(); err != nil {
+				return err
+			}
+		}
+		if runs == 1 {
+			_, err := other.accounts.Execute(ctx, "b", changeEmail("c@example.com"))
+			require.NoError(t, err)
+		}
+		return nil
+	}
+	for range 2 {
+		result, err := w.runtime.Together(ctx, activateBoth, aggregate.WithCommandID("both", "activate"))
+		require.NoError(t, err)
+		require.Equal(t, 2, runs)
+		require.Len(t, result.Appends, 2)
+		require.EqualValues(t, 3, result.Appends[1].LastVersion)
+	}
+	nothing, err := w.runtime.Together(ctx, func(*aggregate.Unit) error { return nil })
+	require.NoError(t, err)
+	require.Nil(t, nothing)
+}
+
 func TestWaitingForAnAggregateEndsWithTheContext(t *testing.T) {
 	t.Parallel()
 	w := setup(t)

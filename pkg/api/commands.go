@@ -76,7 +76,7 @@ func commandProblem(err error) *problem.Problem {
 			With("category", exists.Category).With("stream", exists.ID).With("actual", exists.Version)
 	case errors.As(err, &conflict):
 		return problem.New(http.StatusConflict, "version-conflict", "The aggregate is at another version", conflict.Error()).
-			With("category", conflict.Category).With("stream", conflict.ID).With("expected", conflict.Expected).With("actual", conflict.Actual)
+			With("category", conflict.Category).With("stream", conflict.ID).With("expected", expectedJSON(eventstore.Exactly(conflict.Expected))).With("actual", conflict.Actual)
 	case errors.As(err, &version):
 		return problem.New(http.StatusNotFound, "unknown-version", "The aggregate had no such version", "").
 			With("category", version.Category).With("stream", version.ID).With("actual", version.Actual)

@@ -17,6 +17,7 @@ type Reaction func(*aggregate.Runtime) (*reaction.Consumer, error)
 // it serves audit and causation still.
 type Aggregates struct {
 	writer    *Writer
+	cfg       aggregate.Config
 	types     []aggregate.Type
 	reactions []Reaction
 	runtime   *aggregate.Runtime
@@ -24,8 +25,8 @@ type Aggregates struct {
 }
 
 // NewAggregates returns the component, which stands behind its writer.
-func NewAggregates(w *Writer, types []aggregate.Type, reactions []Reaction) *Aggregates {
-	return &Aggregates{writer: w, types: types, reactions: reactions}
+func NewAggregates(w *Writer, cfg aggregate.Config, types []aggregate.Type, reactions []Reaction) *Aggregates {
+	return &Aggregates{writer: w, cfg: cfg, types: types, reactions: reactions}
 }
 
 // Name is "aggregates".
@@ -53,7 +54,7 @@ func (a *Aggregates) Start(ctx context.Context, h *Host) error {
 // make makes the runtime and the consumers.
 func (a *Aggregates) make(h *Host) error {
 	deps := a.writer.deps
-	runtime, err := aggregate.NewRuntime(aggregate.Config{}, aggregate.Deps{Store: deps.Store, Pool: deps.Pool, Schemas: deps.Registry, Contracts: deps.Contracts,
+	runtime, err := aggregate.NewRuntime(a.cfg, aggregate.Deps{Store: deps.Store, Pool: deps.Pool, Schemas: deps.Registry, Contracts: deps.Contracts,
 		SchemaIDs: deps.SchemaIDs, Logger: h.Log, Metrics: h.Registry}, a.present(h)...)
 	if err != nil {
 		return Usage(err).Try("writer lint")

@@ -26,6 +26,9 @@ type WriterCommand struct {
 	Migrate string `help:"Migrate the database at the start: on or off." enum:"on,off" default:"on"`
 	Relay   string `help:"Relay to Kafka in this process: on or off." enum:"on,off" default:"on"`
 
+	CacheSize     int `help:"How many aggregates of each type stay warm." default:"16384"`
+	SnapshotEvery int `help:"After how many events a snapshot of an aggregate is written; 0 for none." default:"100"`
+
 	// Aggregates are served as commands, and Reactions run on them. Extensions add
 	// to the API whatever else there is.
 	Aggregates []aggregate.Type `kong:"-"`
@@ -48,7 +51,7 @@ func (c *WriterCommand) Run(ctx context.Context, s *Settings) error {
 		return err
 	}
 	h.Add(w)
-	h.Add(NewAggregates(w, c.Aggregates, c.Reactions))
+	h.Add(NewAggregates(w, c.aggregateConfig(), c.Aggregates, c.Reactions))
 	if c.Relay == "on" {
 		h.Add(NewRelay(h, w))
 	}
@@ -56,6 +59,14 @@ func (c *WriterCommand) Run(ctx context.Context, s *Settings) error {
 		return err
 	}
 	return h.Run(ctx)
+}
+
+func (c *WriterCommand) aggregateConfig() aggregate.Config {
+	cfg := aggregate.Config{CacheSize: c.CacheSize, Snapshots: aggregate.DefaultPolicy}
+	if cfg.Snapshots.Events = c.SnapshotEvery; c.SnapshotEvery <= 0 {
+		cfg.Snapshots = aggregate.NoSnapshots
+	}
+	return cfg
 }
 
 // Writer is the component that appends, reads the log and serves schemas.
