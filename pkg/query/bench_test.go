@@ -7,11 +7,13 @@ import (
 	"io"
 	"net"
 	"net/textproto"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -97,4 +99,65 @@ func BenchmarkGetUncached(b *testing.B) {
 
 func BenchmarkGetCached(b *testing.B) {
 	benchmarkReplica(b, readmodel.Config{}).load(b, func(i int64) string { return key(i % 1000) })
+}
+
+func BenchmarkPage(b *testing.B) {
+	benchmarkReplica(b, readmodel.Config{CacheBytes: -1}).load(b, func(i int64) string {
+		return fmt.Sprintf("/v1/read-models/items?color=eq.RED&n=gte.%d&order=n&limit=20", i*7919%100_000)
+	})
+}
+
+// BenchmarkPageAtDepth reads pages that begin behind half of the rows, where many
+// rows are equal in the first field of the order.
+func BenchmarkPageAtDepth(b *testing.B) {
+	r := benchmarkReplica(b, readmodel.Config{CacheBytes: -1})
+	cursor, cursors := "", []string{}
+	for page := range 90 {
+		path := "/v1/read-models/items?order=color,n&limit=1000"
+		if cursor != "" {
+			path += "&cursor=" + cursor
+		}
+		if cursor = *r.get(path).list(b).Next; page > 50 {
+			cursors = append(cursors, cursor)
+		}
+	}
+	r.load(b, func(i int64) string {
+		return fmt.Sprintf("/v1/read-models/items?order=color,n&limit=%d&cursor=%s", 18+i%5, cursors[i/5%int64(len(cursors))])
+	})
+}
+
+// BenchmarkIdleFollowers reports what a client that follows changes and hears of
+// none costs its server, in bytes of heap and stacks.
+func BenchmarkIdleFollowers(b *testing.B) {
+	r := benchmarkReplica(b, readmodel.Config{})
+	const clients = 2000
+	before := memory()
+	var conns []net.Conn
+	for range clients {
+		conn, err := net.Dial("tcp", strings.TrimPrefix(r.url, "http://"))
+		require.NoError(b, err)
+		_, err = fmt.Fprintf(conn, "GET %s/changes HTTP/1.1\r\nHost: bench\r\n\r\n", items)
+		require.NoError(b, err)
+		conns = append(conns, conn)
+	}
+	for _, conn := range conns {
+		buf := make([]byte, 1)
+		_, err := io.ReadFull(conn, buf)
+		require.NoError(b, err)
+	}
+	for b.Loop() {
+		time.Sleep(100 * time.Millisecond) // the handlers' goroutines end
+	}
+	b.ReportMetric(float64(memory()-before)/clients, "B/client") // with the client's own end
+	for _, conn := range conns {
+		conn.Close()
+	}
+}
+
+func memory() int64 {
+	runtime.GC()
+	runtime.GC()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return int64(m.HeapInuse + m.StackInuse)
 }

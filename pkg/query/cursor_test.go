@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"net/url"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -41,6 +42,18 @@ func (w *world) flip(to int) {
 	w.t.Helper()
 	_, err := w.pool.Exec(ctx, `update refold.projection_version set state = case when version = $1 then 'active' else 'ready' end where state <> 'retired'`, to)
 	require.NoError(w.t, err)
+	_, err = w.pool.Exec(ctx, `notify refold_catalogue`)
+	require.NoError(w.t, err)
+}
+
+// flipped makes another version the active one and waits until a replica has heard
+// of it: until then it may give answers that it has kept.
+func (w *world) flipped(to int, r *replica) {
+	w.t.Helper()
+	w.flip(to)
+	eventually(w.t, "the replica hears of the flip", func() bool {
+		return r.get(items+"/k001").header.Get("Refold-Projection-Version") == strconv.Itoa(to)
+	})
 }
 
 // retire takes a version away as a retirement does.
@@ -131,22 +144,22 @@ func TestACursorGoesOnWithThePromotedVersionOrKeepsItsOwn(t *testing.T) {
 		return a.header.Get("Refold-Projection-Version"), a
 	}
 
-	w.flip(2)
+	w.flipped(2, r)
 	version, a := page("select=key", byKey)
 	require.Equal(t, "2", version, "the same definition, and keys never change")
 	require.Equal(t, "k005", a.list(t).Rows[0]["key"])
 	version, _ = page("order=n&select=key", byN)
 	require.Equal(t, "1", version, "n may change: the walk stays where it began")
 
-	w.flip(3)
+	w.flipped(3, r)
 	version, _ = page("select=key", byKey)
 	require.Equal(t, "1", version, "another definition")
 
-	w.flip(1)
+	w.flipped(1, r)
 	version, _ = page("order=n&select=key", byN)
 	require.Equal(t, "1", version, "rolled back")
 
-	w.flip(2)
+	w.flipped(2, r)
 	w.retire(1)
 	_, a = page("order=n&select=key", byN)
 	require.Equal(t, http.StatusGone, a.status, a.body)

@@ -51,17 +51,17 @@ func ExampleFindBy() {
 }
 
 func ExampleWatch() {
-	watch := func(ctx context.Context, feeds *readmodel.Feeds, lastID string) error {
+	watch := func(ctx context.Context, feeds *readmodel.Feeds, lastID string) (string, error) {
 		for change, err := range readmodel.Watch(ctx, feeds, "rm_users", lastID, active.Eq(true)) {
 			if err != nil {
-				return err // behind ErrSlow and ErrClosed go on from lastID
+				return lastID, err // behind ErrSlow and ErrClosed go on from there
 			}
 			if change.Kind == readmodel.Upserted {
 				fmt.Println(change.Value.Email)
 			}
 			lastID = change.ID
 		}
-		return nil
+		return lastID, nil
 	}
 	_ = watch
 }

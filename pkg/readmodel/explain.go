@@ -197,7 +197,7 @@ func (f *rowFold) begin(ctx context.Context, e *event.Event) (outcome projection
 	}
 	id, _, err := avro.SplitFrame(e.Value)
 	if err != nil {
-		return projection.Applies, err.Error(), nil
+		return projection.Applies, err.Error(), nil //nolint:nilerr // poison, which is told
 	}
 	schema, err := f.x.schemas.SchemaByID(ctx, id)
 	if errors.Is(err, registry.ErrUnknownSchema) {
@@ -208,7 +208,7 @@ func (f *rowFold) begin(ctx context.Context, e *event.Event) (outcome projection
 	}
 	outcome, err = f.folder.Begin(e, schema)
 	if err != nil {
-		return outcome, err.Error(), nil
+		return outcome, err.Error(), nil //nolint:nilerr // poison, which is told
 	}
 	return outcome, "", nil
 }

@@ -174,29 +174,42 @@ func (s *snapshot) queue(trip *pgx.Batch, v Version, marks []event.Mark) {
 	})
 }
 
-// scan takes in what snapshotSQL has read, and hands rows on.
+// scan takes in what snapshotSQL has read, and hands rows on. Rows are most of it
+// and are taken as they came; they get memory of their own.
 func (s *snapshot) scan(rows pgx.Rows, row func(key string, data []byte)) error {
+	defer rows.Close()
 	var b progressBuilder
-	var kind string
-	var text, key *string
+	var kind, text string
 	var slots []int16
 	var seqs []int64
-	var data []byte
-	_, err := pgx.ForEachRow(rows, []any{&kind, &text, &slots, &seqs, &key, &data}, func() error {
+	for rows.Next() {
+		if raw := rows.RawValues(); raw[0][0] == 'r' {
+			row(string(raw[4]), jsonOf(raw[5]))
+			continue
+		}
+		if err := rows.Scan(&kind, &text, &slots, &seqs, nil, nil); err != nil {
+			return err
+		}
 		switch kind {
 		case "v":
-			s.state, s.clean = *text, slots == nil
+			s.state, s.clean = text, slots == nil
 		case "p":
-			b.add(*text, slots, seqs)
+			b.add(text, slots, seqs)
 		case "x":
-			s.parked = append(s.parked, event.Position{Category: *text, Slot: int(slots[0]), Seq: seqs[0]})
-		case "r":
-			row(*key, slices.Clone(data))
+			s.parked = append(s.parked, event.Position{Category: text, Slot: int(slots[0]), Seq: seqs[0]})
 		}
-		return nil
-	})
+	}
 	s.progress = &b.p
-	return err
+	return rows.Err()
+}
+
+// jsonOf returns a copy of a jsonb value as it came: as text, or in the binary
+// form, which is the text behind a version number.
+func jsonOf(raw []byte) []byte {
+	if len(raw) > 0 && raw[0] == 1 {
+		raw = raw[1:]
+	}
+	return slices.Clone(raw)
 }
 
 func markColumns(marks []event.Mark) (categories []string, slots []int16, seqs []int64) {

@@ -243,13 +243,12 @@ func (l *listing) queueCount(trip *pgx.Batch, m *Model, page *Page) {
 }
 
 func (p *Page) scan(rows pgx.Rows) error {
-	var key string
-	var data []byte
-	_, err := pgx.ForEachRow(rows, []any{&key, &data}, func() error {
-		p.Keys, p.Rows = append(p.Keys, key), append(p.Rows, append([]byte(nil), data...))
-		return nil
-	})
-	return err
+	defer rows.Close()
+	for rows.Next() {
+		raw := rows.RawValues()
+		p.Keys, p.Rows = append(p.Keys, string(raw[0])), append(p.Rows, jsonOf(raw[1]))
+	}
+	return rows.Err()
 }
 
 // cut takes the row that is too many away and makes the cursor.
