@@ -12,6 +12,8 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
 	"pgregory.net/rapid"
+
+	"github.com/refoldhq/refold/pkg/query"
 )
 
 // The oracle answers queries from a plain slice, slowly and obviously. It shares
@@ -320,7 +322,14 @@ func TestListsAnswerAsPlainSlicesWould(t *testing.T) {
 				filters = append(filters, f)
 				values.Add("and", "("+f.text+")")
 			}
+			where, err := query.ParseWhere(url.Values{"and": values["and"]})
+			require.NoError(t, err)
 			for _, i := range items {
+				selected, err := where.Selects(w.plan, *i["key"], []byte(i.json()))
+				require.NoError(t, err)
+				if selected == slices.ContainsFunc(filters, func(f filter) bool { b := f.holds(i); return b == nil || !*b }) {
+					rt.Fatalf("%v of %s without the database: %t", values, i.json(), selected)
+				}
 				if !slices.ContainsFunc(filters, func(f filter) bool { b := f.holds(i); return b == nil || !*b }) {
 					want = append(want, i)
 				}

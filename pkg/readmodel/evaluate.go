@@ -35,6 +35,15 @@ func (c Condition) check(plan *projection.Plan) error {
 	return err
 }
 
+// Selects tells whether the condition selects a row of the plan, given as JSON, by
+// the same rules as the database: without asking it. The error is a [*QueryError].
+func (c Condition) Selects(plan *projection.Plan, key string, row []byte) (bool, error) {
+	if err := c.check(plan); err != nil {
+		return false, err
+	}
+	return evaluate(plan, c, key, row), nil
+}
+
 // evaluation judges conditions on one row as the database would, for those who
 // follow changes: there are too many of them to ask the database for each. The
 // condition must fit the plan, see [Condition.check].
