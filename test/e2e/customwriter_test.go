@@ -2,10 +2,12 @@ package e2e_test
 
 import (
 	"encoding/json"
+	"io"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -16,16 +18,22 @@ import (
 )
 
 // The program in customwriter stands where a user's would: its commands, its
-// reaction and all that a writer serves are there.
+// reaction and all that a writer serves are there. A rebuild reads the whole log
+// again, and the reaction does not notice.
 func TestACustomWriterServesItsCommandsAndReacts(t *testing.T) {
-	stack := platform.New(t, devstack.Database(t), nil)
+	stack := platform.New(t, devstack.Database(t), devstack.FakeKafka(t))
 	dir := t.TempDir()
-	build := exec.Command("go", "build", "-o", filepath.Join(dir, "writer"), "./test/e2e/customwriter")
-	build.Dir = platform.Root()
-	out, err := build.CombinedOutput()
-	require.NoError(t, err, string(out))
+	for program, source := range map[string]string{"writer": "./test/e2e/customwriter", "projector": "./projector", "rebuild": "./rebuild"} {
+		build := exec.Command("go", "build", "-o", filepath.Join(dir, program), source)
+		build.Dir = platform.Root()
+		out, err := build.CombinedOutput()
+		require.NoError(t, err, string(out))
+	}
 	stack.UseBinaries(dir)
-	client := platform.NewClient(t, stack.Writer("--relay=off").URL())
+	writer := stack.Writer()
+	client := platform.NewClient(t, writer.URL())
+	stack.Projector()
+	queries := platform.NewClient(t, stack.Queries().URL())
 
 	send := func(name, body string) platform.Answer {
 		answer, err := client.Do("POST", "/v1/commands/User/42/"+name, nil, []byte(body))
@@ -44,6 +52,36 @@ func TestACustomWriterServesItsCommandsAndReacts(t *testing.T) {
 	audit, err := client.Do("GET", "/v1/aggregates/User/42/audit", nil, nil)
 	require.NoError(t, err)
 	require.Contains(t, string(audit.Body), `"actor":"reaction/activate"`)
+
+	require.True(t, platform.Eventually(60*time.Second, func() bool {
+		answer, err := queries.Do("GET", "/v1/read-models/rm_users/42", nil, nil)
+		return err == nil && answer.Status == http.StatusOK
+	}), "there is no row to rebuild")
+	calls := reactionCalls(t, writer)
+	require.Contains(t, calls, `{event_type="UserEmailVerified",outcome="ok",reaction="activate"} 1`)
+	stdout, stderr, code := stack.Run("rebuild", "run", "rm_users", "--source=auto", "--admin-addr=127.0.0.1:0")
+	require.Zero(t, code, stdout+stderr)
+	require.Equal(t, http.StatusCreated, send("changeEmail", `{"email":"b@example.com"}`).Status)
+	require.Equal(t, http.StatusCreated, send("verifyEmail", `{"email":"b@example.com"}`).Status)
+	require.True(t, platform.Eventually(60*time.Second, func() bool {
+		return strings.Contains(reactionCalls(t, writer), `{event_type="UserEmailVerified",outcome="ok",reaction="activate"} 2`)
+	}), "the reaction was called for other events than the second one")
+}
+
+// reactionCalls returns the lines of the metric that counts calls of reactions.
+func reactionCalls(t *testing.T, p *platform.Program) (lines string) {
+	t.Helper()
+	res, err := http.Get(p.AdminURL() + "/metrics")
+	require.NoError(t, err)
+	defer res.Body.Close()
+	all, err := io.ReadAll(res.Body)
+	require.NoError(t, err)
+	for line := range strings.Lines(string(all)) {
+		if strings.HasPrefix(line, "refold_reaction_calls_total") {
+			lines += line
+		}
+	}
+	return lines
 }
 
 // `projector test` tells by its exit code whether the tests beside the
