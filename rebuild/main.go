@@ -135,7 +135,8 @@ func (r *runCommand) Run(ctx context.Context, c *cli) error {
 	if err != nil {
 		return err
 	}
-	debug.SetMemoryLimit(int64(r.Memory) * 9 / 10)
+	debug.SetMemoryLimit(int64(r.Memory) * 9 / 10) // beyond it the collector works harder, below it seldom
+	debug.SetGCPercent(300)
 	b, pool, err := c.open(ctx, h.Registry)
 	if err != nil {
 		return err

@@ -100,6 +100,9 @@ func ParseID(s string) (ID, error) {
 	if len(s) != 36 {
 		return ID{}, ErrMalformedID
 	}
+	if id, ok := hexID(s); ok && !id.IsZero() {
+		return id, nil
+	}
 	id, err := uuid.Parse(s)
 	if err != nil || id == uuid.Nil {
 		return ID{}, ErrMalformedID
@@ -189,6 +192,9 @@ var ErrMalformedTime = errors.New("malformed time: want RFC 3339 with at most si
 // ParseTime parses RFC 3339 with any offset. More than six digits of a second
 // are refused rather than dropped.
 func ParseTime(s string) (Time, error) {
+	if us, ok := utcTime(s); ok {
+		return us, nil
+	}
 	t, err := time.Parse(time.RFC3339Nano, s)
 	if err != nil || t.Nanosecond()%1000 != 0 || hasComma(s) {
 		return 0, ErrMalformedTime

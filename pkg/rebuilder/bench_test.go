@@ -7,6 +7,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 	"github.com/twmb/franz-go/pkg/kgo"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/refoldhq/refold/pkg/event"
 	"github.com/refoldhq/refold/pkg/kafka"
@@ -48,6 +49,49 @@ func BenchmarkFold(b *testing.B) {
 			}
 			n++
 		}
+	}
+	b.ReportMetric(float64(n)/b.Elapsed().Seconds(), "events/s")
+}
+
+// BenchmarkLoad measures reading and folding partitions from a broker, without
+// writing rows.
+func BenchmarkLoad(b *testing.B) {
+	w := setup(b, ownYAML)
+	const events = 300_000
+	for range events / 10_000 {
+		var list []*event.Event
+		for i := range 10_000 {
+			list = append(list, w.event(fmt.Sprintf("user-%d", i), "somebody@example.com"))
+		}
+		w.produce(list...)
+	}
+	r := w.rebuilder()
+	plan, err := r.compile("own")
+	require.NoError(b, err)
+	categories, err := r.categories(w.ctx, plan)
+	require.NoError(b, err)
+	options, err := Options{}.withDefaults()
+	require.NoError(b, err)
+	j := &job{Rebuilder: r, plan: plan, categories: categories, rebuild: Rebuild{Options: options}, log: slog.New(slog.DiscardHandler)}
+	parts, err := j.pin(w.ctx, FromTopic)
+	require.NoError(b, err)
+	b.ReportAllocs()
+	n := int64(0)
+	for b.Loop() {
+		j.setParts(parts)
+		var group errgroup.Group
+		group.SetLimit(options.Parallel)
+		for _, p := range parts {
+			group.Go(func() error {
+				l, err := j.newLoader(w.ctx, nil, p, "")
+				if err != nil {
+					return err
+				}
+				return l.passes(w.ctx)
+			})
+		}
+		require.NoError(b, group.Wait())
+		n += events
 	}
 	b.ReportMetric(float64(n)/b.Elapsed().Seconds(), "events/s")
 }

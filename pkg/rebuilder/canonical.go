@@ -261,7 +261,7 @@ func appendText(dst, text []byte) []byte {
 // number appends a number without its exponent, with the digits behind the point
 // that were written.
 func (c *canonical) number(dst []byte) ([]byte, error) {
-	start, point, exponent, end := c.at, -1, 0, -1
+	start, point, exponent := c.at, -1, 0
 	zero := true
 	i := c.at
 	if c.in[i] == '-' {
@@ -280,7 +280,7 @@ func (c *canonical) number(dst []byte) ([]byte, error) {
 		}
 		break
 	}
-	end = i
+	end := i
 	if i < len(c.in) && (c.in[i] == 'e' || c.in[i] == 'E') {
 		for i++; i < len(c.in) && (c.in[i] == '+' || c.in[i] == '-' || c.in[i] >= '0' && c.in[i] <= '9'); i++ {
 		}
