@@ -101,8 +101,26 @@ type QueryCommand struct {
 	Admin `embed:"" set:"admin_port=9082"`
 
 	RebuildFlags `embed:""`
+	QueryFlags   `embed:""`
 
 	Addr string `help:"Where read models are served." default:"127.0.0.1:8081"`
+}
+
+// QueryFlags bound what queries may take.
+type QueryFlags struct {
+	CacheMiB     int           `name:"cache-mib" help:"Memory for kept answers, in MiB; 0 keeps none." default:"64"`
+	CacheTTL     time.Duration `name:"cache-ttl" help:"The longest that an answer is kept." default:"1m"`
+	QueryTimeout time.Duration `help:"The longest that a statement of a query may take." default:"5s"`
+	StrictRows   int64         `help:"Rows of a read model above which a query that no index serves is refused; -1 never does." default:"10000"`
+	CursorKey    string        `help:"Key that signs cursors, the same on all replicas; empty for one that is kept in the database."`
+}
+
+func (f QueryFlags) config() readmodel.Config {
+	cfg := readmodel.Config{StatementTimeout: f.QueryTimeout, CacheBytes: f.CacheMiB << 20, CacheTTL: f.CacheTTL, StrictRows: f.StrictRows, CursorKey: []byte(f.CursorKey)}
+	if f.CacheMiB == 0 {
+		cfg.CacheBytes = -1
+	}
+	return cfg
 }
 
 // Run serves read models until it is told to stop.
@@ -115,6 +133,7 @@ func (c *QueryCommand) Run(ctx context.Context, s *Settings) error {
 	if err != nil {
 		return err
 	}
+	q.Config = c.config()
 	rebuilds, err := NewRebuilds(h, c.RebuildFlags)
 	if err != nil {
 		return err
@@ -129,6 +148,9 @@ func (c *QueryCommand) Run(ctx context.Context, s *Settings) error {
 
 // Queries is the component that serves read models.
 type Queries struct {
+	// Config bounds queries; its zero value takes the defaults.
+	Config readmodel.Config
+
 	contracts *avro.Contracts
 	watcher   *readmodel.Watcher
 	pool      *pgxpool.Pool
@@ -160,7 +182,7 @@ func (q *Queries) Start(ctx context.Context, h *Host) (err error) {
 		return err
 	}
 	plans := readmodel.NewPlans(q.contracts)
-	if q.reader, err = readmodel.NewReader(ctx, readmodel.Config{}, q.pool, plans, q.watcher); err != nil {
+	if q.reader, err = readmodel.NewReader(ctx, q.Config, q.pool, plans, q.watcher); err != nil {
 		return err
 	}
 	events, schemas := eventstore.NewReader(q.pool), registry.New(q.pool)

@@ -58,6 +58,8 @@ func (p *platform) start(ctx context.Context, programs ...string) error {
 			args = []string{"writer", "relay"}
 		case "projector":
 			args = []string{"projector", "run"}
+		case "queries-without-cache":
+			p.queryURL, args = "http://"+addr, []string{"projector", "serve", "--addr", addr, "--cache-mib=0"}
 		case "queries":
 			p.queryURL, args = "http://"+addr, []string{"projector", "serve", "--addr", addr}
 		}

@@ -2,19 +2,19 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strconv"
-	"sync"
-	"sync/atomic"
 	"time"
 )
 
-// benchQuery measures GET by key over HTTP, uncached, beside pgbench -S on the
-// same server with as many connections.
+// benchQuery measures queries over HTTP beside pgbench -S on the same server with
+// as many connections: by key, kept and not, pages, and what idle followers cost.
 func benchQuery(ctx context.Context, b *bench) error {
 	p, err := b.platform(ctx, "bench_query", "writer", "projector")
 	if err != nil {
@@ -30,52 +30,128 @@ func benchQuery(ctx context.Context, b *bench) error {
 	}
 	p.end("writer")
 	p.end("projector")
-	if err := p.start(ctx, "queries"); err != nil {
-		return err
-	}
 	peer, err := b.pgbench(ctx, p.url)
 	if err != nil {
 		return err
 	}
-	perSecond, took, err := getRate(ctx, p.queryURL+"/v1/read-models/rm_users/q-%d", rows, 64, 6*time.Second)
-	if err != nil {
-		return err
+	q := queries{ctx, b, p, rows, peer}
+	for _, measure := range []func() error{q.uncached, q.cached, q.followers} {
+		if err := measure(); err != nil {
+			return err
+		}
+		p.end("queries")
 	}
-	b.report.line("GET by key over HTTP, 64 connections", fmt.Sprintf("%s, %s", thousands(perSecond), took), ">= 20k/s", "pgbench -S, 64 connections: "+thousands(peer), perSecond/peer)
 	return nil
 }
 
-func getRate(ctx context.Context, url string, rows, n int, during time.Duration) (float64, latencies, error) {
-	c := client(n)
-	defer c.CloseIdleConnections()
-	var made atomic.Int64
-	var failure atomic.Pointer[error]
-	lists := make([]latencies, n)
-	start := time.Now()
-	end := start.Add(during)
-	var wg sync.WaitGroup
-	for w := range n {
-		wg.Go(func() {
-			for i := w; time.Now().Before(end); i += 7919 {
-				began := time.Now()
-				if err := getWithToken(ctx, c, fmt.Sprintf(url, i%rows), ""); err != nil {
-					failure.Store(&err)
-					return
-				}
-				lists[w] = append(lists[w], time.Since(began))
-				made.Add(1)
-			}
-		})
+type queries struct {
+	ctx  context.Context
+	b    *bench
+	p    *platform
+	rows int
+	peer float64 // of pgbench -S, per second
+}
+
+// measure runs one kind of query over 64 connections.
+func (q *queries) measure(what, goal string, path func(i int64) string) (float64, error) {
+	perSecond, took, err := load(q.p.queryURL, 64, 6*time.Second, path)
+	if err == nil {
+		q.b.report.line(what+", 64 connections", fmt.Sprintf("%s, %s", thousands(perSecond), took), goal, "pgbench -S, 64 connections: "+thousands(q.peer), perSecond/q.peer)
 	}
-	wg.Wait()
-	if err := failure.Load(); err != nil {
-		return 0, nil, *err
+	return perSecond, err
+}
+
+func (q *queries) byKey(i int64) string {
+	return fmt.Sprintf("/v1/read-models/rm_users/q-%d", i*7919%int64(q.rows))
+}
+
+func (q *queries) uncached() error {
+	if err := q.p.start(q.ctx, "queries-without-cache"); err != nil {
+		return err
 	}
-	var all latencies
-	for _, l := range lists {
-		all = append(all, l...)
+	defer q.p.end("queries-without-cache")
+	if _, err := q.measure("GET by key over HTTP, nothing kept", ">= 20k/s", q.byKey); err != nil {
+		return err
 	}
-	return rate(int(made.Load()), time.Since(start)), all, nil
+	if _, err := q.measure("a page of 20 by an index, nothing kept", ">= 5k/s", func(i int64) string {
+		return fmt.Sprintf("/v1/read-models/rm_users?email=gte.q-%d@example.com&order=email&limit=20", i*7919%int64(q.rows))
+	}); err != nil {
+		return err
+	}
+	return q.depth()
+}
+
+// depth compares pages far behind the first with the first.
+func (q *queries) depth() error {
+	const list = "/v1/read-models/rm_users?order=email&limit="
+	var cursors []string
+	cursor := ""
+	for range q.rows*9/10/1000 - 1 {
+		var page struct{ Next string }
+		if err := getJSON(q.ctx, q.p.queryURL+list+"1000"+cursor, &page); err != nil {
+			return err
+		}
+		cursor = "&cursor=" + page.Next
+		cursors = append(cursors, cursor)
+	}
+	first, _, err := load(q.p.queryURL, 1, 2*time.Second, func(i int64) string { return fmt.Sprint(list, 18+i%5) })
+	if err != nil {
+		return err
+	}
+	far := cursors[len(cursors)/2:]
+	deep, took, err := load(q.p.queryURL, 1, 2*time.Second, func(i int64) string { return fmt.Sprint(list, 18+i%5, far[i%int64(len(far))]) })
+	if err != nil {
+		return err
+	}
+	q.b.report.line(fmt.Sprintf("a page of 20 behind %d to %d rows, one connection", q.rows*9/20, q.rows*9/10), fmt.Sprintf("%s, %s", thousands(deep), took), "as the first page",
+		"the first page: "+thousands(first), deep/first)
+	return nil
+}
+
+func (q *queries) cached() error {
+	if err := q.p.start(q.ctx, "queries"); err != nil {
+		return err
+	}
+	_, err := q.measure("GET by key over HTTP, 1,000 rows kept", ">= 50k/s, p99 < 10 ms", func(i int64) string { return q.byKey(i % 1000) })
+	return err
+}
+
+func (q *queries) followers() error {
+	if err := q.p.start(q.ctx, "queries"); err != nil {
+		return err
+	}
+	before, err := q.p.usage("queries")
+	if err != nil {
+		return err
+	}
+	const clients = 5000
+	closeAll, err := follow(q.p.queryURL, "/v1/read-models/rm_users/changes", clients)
+	defer closeAll()
+	if err != nil {
+		return err
+	}
+	after, err := q.p.usage("queries")
+	if err != nil {
+		return err
+	}
+	q.b.report.line("5,000 idle clients of the change feed", fmt.Sprintf("%d MiB more, %s in all", (after.rss-before.rss)>>20, after), "<= 100 MiB", "the same process before", float64(after.rss)/float64(before.rss))
+	return nil
+}
+
+func getJSON(ctx context.Context, url string, into any) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return err
+	}
+	res, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return err
+	}
+	defer res.Body.Close()
+	if res.StatusCode != http.StatusOK {
+		return fmt.Errorf("%s: status %d", url, res.StatusCode)
+	}
+	return json.NewDecoder(res.Body).Decode(into)
 }
 
 var tps = regexp.MustCompile(`tps = ([0-9.]+)`)
