@@ -11,7 +11,6 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/refoldhq/refold/pkg/eventstore"
-	"github.com/refoldhq/refold/pkg/kafka"
 	"github.com/refoldhq/refold/pkg/postgres"
 	"github.com/refoldhq/refold/pkg/relay"
 	"github.com/refoldhq/refold/pkg/service"
@@ -43,28 +42,33 @@ type verifyCommand struct {
 
 // verification is what was checked.
 type verification struct {
-	Log    eventstore.LogReport `json:"log"`
-	Topics []relay.TopicReport  `json:"topics"`
+	Log       eventstore.LogReport `json:"log"`
+	Snapshots int                  `json:"snapshots"`
+	Topics    []relay.TopicReport  `json:"topics"`
 }
 
-// Run verifies the log and then every topic.
+// Run verifies the log, the snapshots of aggregates, and then every topic.
 func (c *verifyCommand) Run(ctx context.Context, s *service.Settings) error {
 	pool, err := postgres.Open(ctx, postgres.Config{URL: s.DatabaseURL, AppName: "refold-verify", MaxConns: 2})
 	if err != nil {
 		return err
 	}
 	defer pool.Close()
-	report, err := verify(ctx, pool, s.Brokers("verify"), c.Settle)
+	report, err := verify(ctx, s, pool, c.Settle)
 	if printed := report.print(c.Output); err == nil {
 		err = printed
 	}
 	return err
 }
 
-func verify(ctx context.Context, pool *pgxpool.Pool, brokers kafka.Config, settle time.Duration) (report verification, err error) {
+func verify(ctx context.Context, s *service.Settings, pool *pgxpool.Pool, settle time.Duration) (report verification, err error) {
 	if report.Log, err = eventstore.VerifyLog(ctx, pool); err != nil {
 		return report, err
 	}
+	if report.Snapshots, err = service.VerifySnapshots(ctx, s, pool, demo()); err != nil {
+		return report, err
+	}
+	brokers := s.Brokers("verify")
 	categories, err := eventstore.ReadCategories(ctx, pool)
 	if err != nil {
 		return report, err
@@ -84,8 +88,8 @@ func (v verification) print(form string) error {
 		return json.NewEncoder(os.Stdout).Encode(v)
 	}
 	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "CATEGORIES\tSLOTS\tSTREAMS\tEVENTS")
-	fmt.Fprintf(w, "%d\t%d\t%d\t%d\n\n", v.Log.Categories, v.Log.Slots, v.Log.Streams, v.Log.Events)
+	fmt.Fprintln(w, "CATEGORIES\tSLOTS\tSTREAMS\tEVENTS\tSNAPSHOTS")
+	fmt.Fprintf(w, "%d\t%d\t%d\t%d\t%d\n\n", v.Log.Categories, v.Log.Slots, v.Log.Streams, v.Log.Events, v.Snapshots)
 	fmt.Fprintln(w, "TOPIC\tRECORDS\tDUPLICATES\tFOREIGN")
 	for _, t := range v.Topics {
 		fmt.Fprintf(w, "%s\t%d\t%d\t%d\n", t.Topic, t.Records, t.Duplicates, t.Foreign)

@@ -80,6 +80,8 @@ type Handler interface {
 	Run(ctx context.Context, id, command string, body []byte, options ...Option) (*Result, error)
 	// At returns the state of an aggregate at a moment, see [Repository.At].
 	At(ctx context.Context, id string, when Moment) (View, error)
+	// VerifySnapshots compares snapshots with the log, see [Repository.VerifySnapshots].
+	VerifySnapshots(ctx context.Context) (int, error)
 	// Replay shows how the state came about, see [Repository.Replay].
 	Replay(ctx context.Context, id string, after int64, visit func(e *event.Event, state json.RawMessage) error) error
 
@@ -161,6 +163,18 @@ func (rt *Runtime) Commands() []CommandInfo {
 		return strings.Compare(a.Category+"/"+a.Name, b.Category+"/"+b.Name)
 	})
 	return list
+}
+
+// VerifySnapshots compares all snapshots of all types with the log, see
+// [Repository.VerifySnapshots].
+func (rt *Runtime) VerifySnapshots(ctx context.Context) (verified int, err error) {
+	var failures []error
+	for _, h := range rt.all() {
+		n, err := h.VerifySnapshots(ctx)
+		verified += n
+		failures = append(failures, err)
+	}
+	return verified, errors.Join(failures...)
 }
 
 func (rt *Runtime) all() []Handler {

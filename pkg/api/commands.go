@@ -1,12 +1,14 @@
 package api
 
 import (
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"net/http"
 	"strconv"
 	"strings"
+	"time"
 	"unicode/utf8"
 
 	"github.com/refoldhq/refold/pkg/aggregate"
@@ -37,7 +39,15 @@ func (a *API) RegisterAggregates(mux *http.ServeMux, rt *aggregate.Runtime) erro
 		{"GET", "/v1/events/{id}/causation", h.getCausation},
 	} {
 		mux.Handle(route.method+" "+route.path, a.handle(func(w http.ResponseWriter, r *http.Request) error {
+			if r.Method == http.MethodGet {
+				ctx, cancel := context.WithTimeoutCause(r.Context(), maxReplay, errReplay)
+				defer cancel()
+				r = r.WithContext(ctx)
+			}
 			err := route.f(w, r)
+			if errors.Is(context.Cause(r.Context()), errReplay) && err != nil {
+				err = errReplay
+			}
 			if p := commandProblem(err); p != nil {
 				return p
 			}
@@ -50,6 +60,11 @@ func (a *API) RegisterAggregates(mux *http.ServeMux, rt *aggregate.Runtime) erro
 	}
 	return nil
 }
+
+// maxReplay bounds reading the past, which folds a stream from its beginning.
+const maxReplay = 5 * time.Second
+
+var errReplay = problem.New(http.StatusServiceUnavailable, "query-timeout", "The query took too long", "the stream is long: ask for fewer versions, or for one behind its snapshot")
 
 // aggregates serves what stands on aggregates in Go.
 type aggregates struct {

@@ -1,6 +1,7 @@
 package e2e_test
 
 import (
+	"context"
 	"encoding/json"
 	"io"
 	"net/http"
@@ -11,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/stretchr/testify/require"
 
 	"github.com/refoldhq/refold/pkg/devstack"
@@ -82,6 +84,36 @@ func reactionCalls(t *testing.T, p *platform.Program) (lines string) {
 		}
 	}
 	return lines
+}
+
+// `writer verify` finds a snapshot that is not what its events make, and removes it.
+func TestWriterVerifyComparesSnapshots(t *testing.T) {
+	stack := platform.New(t, devstack.Database(t), devstack.FakeKafka(t))
+	client := platform.NewClient(t, stack.Writer("--snapshot-every=2").URL())
+	for _, command := range [][2]string{{"create", `{"email":"ada@example.com"}`}, {"activate", `{}`}} {
+		answer, err := client.Do("POST", "/v1/commands/User/42/"+command[0], nil, []byte(command[1]))
+		require.NoError(t, err)
+		require.Equal(t, http.StatusCreated, answer.Status, string(answer.Body))
+	}
+	pool, err := pgxpool.New(context.Background(), stack.DatabaseURL)
+	require.NoError(t, err)
+	defer pool.Close()
+	require.True(t, platform.Eventually(60*time.Second, func() bool {
+		var n int
+		err := pool.QueryRow(context.Background(), `select count(*) from refold.snapshot where version = 2`).Scan(&n)
+		return err == nil && n == 1
+	}), "no snapshot was written")
+	stdout, stderr, code := stack.Run("writer", "verify", "-o", "json")
+	require.Zero(t, code, stderr)
+	require.Contains(t, stdout, `"snapshots":1`)
+	_, err = pool.Exec(context.Background(), `update refold.snapshot set state = replace(convert_from(state, 'UTF8'), 'ada@', 'eve@')::bytea`)
+	require.NoError(t, err)
+	_, stderr, code = stack.Run("writer", "verify")
+	require.Equal(t, 1, code)
+	require.Contains(t, stderr, "the snapshot of User 42 at version 2 is")
+	stdout, stderr, code = stack.Run("writer", "verify", "-o", "json")
+	require.Zero(t, code, stderr)
+	require.Contains(t, stdout, `"snapshots":0`)
 }
 
 // `projector test` tells by its exit code whether the tests beside the
