@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 	"github.com/twmb/franz-go/pkg/kadm"
@@ -63,6 +64,10 @@ func TestRecreatedTopicIsRefusedOrReadFromTheEventStore(t *testing.T) {
 	require.NoError(t, err)
 	_, err = kafka.EnsureTopic(w.ctx, admin, w.topic(), 4)
 	require.NoError(t, err)
+	require.Eventually(t, func() bool { // brokers hear of a new topic one after the other
+		_, err := kafka.ReadTopic(w.ctx, admin, w.topic())
+		return err == nil
+	}, 30*time.Second, 50*time.Millisecond)
 	_, err = w.run("own", Options{})
 	var missing *Incomplete
 	require.ErrorAs(t, err, &missing)

@@ -4,10 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"time"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/refoldhq/refold/pkg/event"
@@ -27,83 +25,80 @@ type taker interface {
 	chunk(ctx context.Context, events int, bytes, done int64) error
 }
 
-// stallTime is how long a topic may give nothing before it is said why.
-const stallTime = 10 * time.Second
-
 // readTopic reads a partition from its start to the pinned end, without a group.
 func (j *job) readTopic(ctx context.Context, p *part, to taker) error {
 	if p.start >= p.end {
 		return nil
 	}
-	client, err := j.client(kgo.ConsumePartitions(map[string]map[int32]kgo.Offset{p.category.Topic: {int32(p.partition): kgo.NewOffset().At(p.start)}}),
-		kgo.ConsumeResetOffset(kgo.NoResetOffset()), kgo.KeepControlRecords(), kgo.FetchMaxWait(500*time.Millisecond),
-		kgo.FetchMaxBytes(fetchBytes), kgo.FetchMaxPartitionBytes(fetchBytes), kgo.MaxBufferedRecords(20_000), kgo.MaxBufferedBytes(4*fetchBytes))
+	client, err := j.client()
 	if err != nil {
 		return err
 	}
 	defer client.Close()
-	var e event.Event
-	at := p.start
-	for at < p.end {
-		poll, cancel := context.WithTimeout(ctx, stallTime)
-		fetches := client.PollRecords(poll, 10_000)
-		cancel()
-		if err := context.Cause(ctx); err != nil {
+	fetching, stop := context.WithCancel(ctx)
+	answers := make(chan fetched) // one is on its way while another is folded
+	f := &fetcher{client: client, part: p, leader: -1, at: p.start}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		f.run(fetching, p.end, answers)
+	}()
+	defer func() { stop(); <-done }()
+	walk := newBatches(p.category.Topic, p.partition)
+	defer walk.close()
+	t := &topicTaker{part: p, to: to, at: p.start}
+	silent := false
+	for answer := range answers {
+		if answer.err != nil {
+			return answer.err
+		}
+		t.events, t.size = 0, 0
+		if err := walk.walk(answer.data, t.record); err != nil {
 			return err
 		}
-		if err := fetchError(fetches, p); err != nil {
-			return err
-		}
-		var n int
-		var size int64
-		for iter := fetches.RecordIter(); !iter.Done(); {
-			record := iter.Next()
-			if record.Offset >= p.end {
-				break
-			}
-			n, size, at = n+1, size+int64(len(record.Key)+len(record.Value)), record.Offset+1
-			if record.Attrs.IsControl() || len(record.Key) > 0 && !to.wants(record.Key) {
-				continue
-			}
-			event := &e
-			if kafka.Parse(record, p.category.Name, p.category.Slots, p.category.Partitions, event) != nil {
-				event = nil // anybody may write to a topic
-			}
-			if err := to.event(event); err != nil {
-				return err
-			}
-		}
-		if n == 0 {
-			j.meter.wait(fmt.Sprintf("%s/%d gives nothing from offset %d on", p.category.Topic, p.partition, at))
+		if t.events == 0 {
+			silent = true
+			j.meter.wait(fmt.Sprintf("%s/%d gives nothing from offset %d on", p.category.Topic, p.partition, t.at))
 			continue
 		}
-		if err := to.chunk(ctx, n, size, at-p.start); err != nil {
+		if silent {
+			silent = false
+			j.meter.wait("")
+		}
+		if err := to.chunk(ctx, t.events, t.size, t.at-p.start); err != nil {
 			return err
 		}
 	}
-	return nil
+	return context.Cause(ctx)
 }
 
-// fetchBytes is the most that one fetch brings; what is buffered counts against
-// the memory of the process.
-const fetchBytes = 4 << 20
+// topicTaker makes events of records.
+type topicTaker struct {
+	part   *part
+	to     taker
+	at     int64 // the next offset
+	event  event.Event
+	events int
+	size   int64
+}
+
+func (t *topicTaker) record(r *kgo.Record) error {
+	if r.Offset < t.at || r.Offset >= t.part.end {
+		return nil // a batch may begin before what was asked for, and go on beyond
+	}
+	t.events, t.size, t.at = t.events+1, t.size+int64(len(r.Key)+len(r.Value)), r.Offset+1
+	if len(r.Key) > 0 && !t.to.wants(r.Key) {
+		return nil
+	}
+	c := t.part.category
+	if kafka.Parse(r, c.Name, c.Slots, c.Partitions, &t.event) != nil {
+		return t.to.event(nil) // anybody may write to a topic
+	}
+	return t.to.event(&t.event)
+}
 
 // errRecreated says that a topic is not the one that was pinned.
-var errRecreated = errors.New("the topic was truncated or made anew while it was read")
-
-func fetchError(fetches kgo.Fetches, p *part) error {
-	for _, e := range fetches.Errors() {
-		var lost *kgo.ErrDataLoss
-		switch {
-		case errors.Is(e.Err, context.DeadlineExceeded):
-		case errors.As(e.Err, &lost), errors.Is(e.Err, kerr.OffsetOutOfRange), errors.Is(e.Err, kerr.UnknownTopicID), errors.Is(e.Err, kerr.InconsistentTopicID):
-			return fmt.Errorf("%w: %s/%d: %w", errRecreated, p.category.Topic, p.partition, e.Err)
-		default:
-			return fmt.Errorf("reading %s/%d: %w: %w", p.category.Topic, p.partition, errBroker, e.Err)
-		}
-	}
-	return nil
-}
+var errRecreated = errors.New("the topic was truncated or made anew")
 
 // errBroker marks what the brokers may do better the next time.
 var errBroker = errors.New("the brokers do not answer as they should")
@@ -120,12 +115,12 @@ func readTable(ctx context.Context, conn *pgx.Conn, c eventstore.Category, slots
 	var done int64
 	for i, slot := range slots {
 		for after := int64(0); after < heads[i]; {
-			to1 := min(heads[i], after+tableChunk)
-			n, size, err := readRange(ctx, conn, c, slot, after, to1, to)
+			last := min(heads[i], after+tableChunk)
+			n, size, err := readRange(ctx, conn, c, slot, after, last, to)
 			if err != nil {
 				return err
 			}
-			after, done = to1, done+int64(n)
+			after, done = last, done+int64(n)
 			if err := to.chunk(ctx, n, size, done); err != nil {
 				return err
 			}
