@@ -49,7 +49,12 @@ func setup(t testing.TB) *httptest.Server {
 	mux := http.NewServeMux()
 	served := api.New(api.Config{}, api.Deps{Store: store, Pool: pool, Registry: reg, Contracts: contracts, SchemaIDs: ids, Logger: log})
 	served.Register(mux)
-	runtime, err := aggregate.NewRuntime(aggregate.Config{}, aggregate.Deps{Store: store, Pool: pool, Schemas: reg, Contracts: contracts, SchemaIDs: ids, Logger: log}, user.Define())
+	accounts := user.Define()
+	aggregate.Command(accounts, "panic", func(a *user.Account, _ struct{}) error {
+		a.Locked = true
+		panic("a mistake")
+	})
+	runtime, err := aggregate.NewRuntime(aggregate.Config{}, aggregate.Deps{Store: store, Pool: pool, Schemas: reg, Contracts: contracts, SchemaIDs: ids, Logger: log}, accounts)
 	require.NoError(t, err)
 	require.NoError(t, served.RegisterAggregates(mux, runtime))
 	mux.HandleFunc("/", api.NotFound)

@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"net/http"
+	"runtime/debug"
 	"strconv"
 	"strings"
 	"time"
@@ -137,12 +138,25 @@ func (a *aggregates) postCommand(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	result, err := h.Run(r.Context(), id, r.PathValue("command"), body, options...)
+	result, err := a.run(r, h, id, body, options)
 	if err != nil {
 		return err
 	}
 	writeCommand(w, result)
 	return nil
+}
+
+// run runs a command. One that panics is a mistake of the domain's code, which
+// must be seen, and has stored nothing.
+func (a *aggregates) run(r *http.Request, h aggregate.Handler, id string, body []byte, options []aggregate.Option) (result *aggregate.Result, err error) {
+	command := r.PathValue("command")
+	defer func() {
+		if p := recover(); p != nil {
+			a.deps.Logger.Error("a command panicked", "category", h.Category(), "stream", id, "command", command, "err", p, "stack", string(debug.Stack()))
+			err = problem.New(http.StatusServiceUnavailable, "command-failed", "The command has failed", "nothing has happened; the writer's log says why")
+		}
+	}()
+	return h.Run(r.Context(), id, command, body, options...)
 }
 
 // commandOptions reads the headers of a command. Path, If-Match and body make

@@ -79,6 +79,8 @@ func TestBadCommands(t *testing.T) {
 		{"bad actor", "User/a/activate", `{}`, map[string]string{"Refold-Actor": "\xff"}, 400, "bad-request", ""},
 		{"too large", "User/a/create", `{"email":"` + strings.Repeat("a", 2<<20) + `"}`, nil, 413, "too-large", ""},
 		{"broken rule", "User/b/create", `{"email":"nobody"}`, nil, 422, "email-malformed", ""},
+		{"mistake in the domain", "User/a/panic", ``, nil, 503, "command-failed", ""},
+		{"and nothing has happened", "User/a/logIn", `{"succeeded":true}`, nil, 422, "account-inactive", ""},
 	} {
 		a := send(t, server, "POST", "/v1/commands/"+c.path, c.header, c.body)
 		require.Equal(t, c.status, a.status, "%s: %s", c.name, a.raw)
@@ -90,7 +92,7 @@ func TestBadCommands(t *testing.T) {
 	require.Equal(t, 405, send(t, server, "GET", "/v1/commands/User/a/create", nil, "").status)
 	var list []map[string]any
 	require.NoError(t, json.Unmarshal([]byte(send(t, server, "GET", "/v1/commands", nil, "").raw), &list))
-	require.Len(t, list, 6)
+	require.Len(t, list, 7)
 	require.Equal(t, "create", list[2]["name"])
 	require.Equal(t, []any{"email"}, list[2]["schema"].(map[string]any)["required"])
 	paths := send(t, server, "GET", "/openapi.json", nil, "").body["paths"].(map[string]any)
