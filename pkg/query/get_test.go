@@ -54,6 +54,8 @@ func TestATokenIsWaitedForOrRefused(t *testing.T) {
 		a := r.get("/v1/read-models/items/a", "Refold-Token", ahead.String())
 		return a.status == http.StatusServiceUnavailable
 	})
+	w.warm(r, items+"/a", "a", 3)
+	require.Equal(t, http.StatusServiceUnavailable, r.get(items+"/a", "Refold-Token", ahead.String()).status, "what was kept says nothing about parked events")
 	for header, bad := range map[string]string{"Refold-Token": "nonsense", "Refold-Wait": "31s", "Refold-Max-Staleness": "-1s"} {
 		require.Equal(t, http.StatusBadRequest, r.get("/v1/read-models/items/a", header, bad).status, header)
 	}
