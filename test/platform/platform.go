@@ -68,7 +68,7 @@ var build = sync.OnceValues(func() (string, error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return "", err
 	}
-	cmd := exec.Command("go", "build", "-o", dir+string(filepath.Separator), "./writer", "./projector")
+	cmd := exec.Command("go", "build", "-o", dir+string(filepath.Separator), "./writer", "./projector", "./rebuild")
 	cmd.Dir = Root()
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("building the programs: %w\n%s", err, out)
@@ -103,6 +103,11 @@ func (s *Stack) Projector(args ...string) *Program { return s.start("projector",
 
 // Queries starts `projector serve`.
 func (s *Stack) Queries(args ...string) *Program { return s.start("projector", "serve", args) }
+
+// Rebuild starts `rebuild` with a command, and leaves it running.
+func (s *Stack) Rebuild(command string, args ...string) *Program {
+	return s.start("rebuild", command, args)
+}
 
 // Run runs a program to its end and returns what it printed and its exit code.
 func (s *Stack) Run(name string, args ...string) (stdout, stderr string, code int) {
