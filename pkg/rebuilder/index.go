@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"math/big"
+	"math/rand/v2"
+	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -198,9 +200,37 @@ func (j *job) check(ctx context.Context) error {
 	})
 }
 
-// checkParts compares the parts of shared rows in the same way.
+// checkParts compares the parts of shared rows in the same way, and those of one
+// partition with a fold of the event table: when they are merged, no row can be
+// told from a few streams any more.
 func (j *job) checkParts(ctx context.Context) error {
-	return j.compareDigest(ctx, partsTable(j.version))
+	if slices.ContainsFunc(j.parts, func(p *part) bool { return p.merged }) {
+		return nil // an earlier job has checked them
+	}
+	if err := j.compareDigest(ctx, partsTable(j.version)); err != nil {
+		return err
+	}
+	p := j.parts[rand.IntN(len(j.parts))]
+	if p.source == FromEventStore {
+		return nil
+	}
+	again := *p
+	again.source, again.meter = FromEventStore, &partMeter{total: 1}
+	if err := j.pool.QueryRow(ctx, `select seqs from refold.progress where projection = $1 and version = $2 and category = $3 and generation = $4 and partition = $5`,
+		j.name, j.version.Number, p.category.Name, p.category.Generation, p.partition).Scan(&again.heads); err != nil {
+		return fmt.Errorf("reading the progress of %s/%d: %w", p.category.Name, p.partition, err)
+	}
+	l, err := j.beside(j.version).newLoader(ctx, nil, &again, "")
+	if err != nil {
+		return err
+	}
+	if err := l.passes(ctx); err != nil {
+		return fmt.Errorf("folding %s/%d from the event table: %w", p.category.Name, p.partition, err)
+	}
+	if l.written != p.rows || int64(l.digest) != p.digest {
+		return fmt.Errorf("%w: partition %d of %s makes %d rows with digest %016x, the event table %d with %016x", ErrNotVerified, p.partition, p.category.Topic, p.rows, uint64(p.digest), l.written, l.digest)
+	}
+	return nil
 }
 
 func (j *job) compareDigest(ctx context.Context, table string) error {

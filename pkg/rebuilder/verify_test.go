@@ -263,3 +263,15 @@ func TestFlipWaitsForDominance(t *testing.T) {
 	require.NoError(t, tx.Rollback(w.ctx))
 	require.Equal(t, 2, w.active("own"))
 }
+
+// A topic whose events are not those of the event table makes other parts, and
+// that shows before they are merged.
+func TestPartsAreComparedWithTheEventTable(t *testing.T) {
+	t.Parallel()
+	w := setup(t, sharedYAML)
+	w.history(20, 2)
+	w.exec(`update refold.event set time = time + interval '3 days'`)
+	_, err := w.run("shared", Options{})
+	require.ErrorIs(t, err, ErrNotVerified)
+	require.ErrorContains(t, err, "the event table")
+}
