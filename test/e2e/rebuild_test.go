@@ -137,7 +137,9 @@ func TestKilledRebuildIsResumed(t *testing.T) {
 	token := importHistory(t, writer, changes)
 	requireRows(t, oracle(t, changes), queries, token)
 	killed := stack.Rebuild("run", "files", "--parallel=1", "--rate=4000")
-	require.True(t, platform.Eventually(60*time.Second, func() bool { return strings.Contains(killed.Log(), `"step":"load"`) && strings.Contains(killed.Log(), "load") && loaded(t, stack) > 0 }), killed.Log())
+	require.True(t, platform.Eventually(60*time.Second, func() bool {
+		return strings.Contains(killed.Log(), `"step":"load"`) && strings.Contains(killed.Log(), "load") && loaded(t, stack) > 0
+	}), killed.Log())
 	killed.Kill()
 	began := time.Now()
 	out, errs, code := stack.Run("rebuild", "run", "files", "--parallel=1", "--admin-addr=127.0.0.1:0")
