@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
 
 	"github.com/refoldhq/refold/pkg/event"
@@ -195,6 +196,70 @@ func TestAFollowerSeesAFlipAndGoesOn(t *testing.T) {
 	require.Equal(t, []int{2}, f.versions)
 }
 
+func TestOneWhoWasAwayLongIsCaughtUp(t *testing.T) {
+	w := setup(t)
+	r := w.replica()
+	w.set("first", row(`{"n": 1}`))
+	f := &follower{t: t, path: items + "/changes", rows: map[string]map[string]any{}}
+	f.follow(r, func() bool { return f.lastID != "" })
+	const keys = 4000 // several steps, and more than a feed itself catches up
+	w.bulk(keys)
+	stop := make(chan struct{})
+	live := make(chan struct{})
+	go func() { // changes go on meanwhile
+		defer close(live)
+		for n := 2; ; n++ {
+			select {
+			case <-stop:
+				return
+			default:
+				w.set("live", row(fmt.Sprintf(`{"n": %d}`, n)))
+			}
+		}
+	}()
+	for len(f.rows) < keys+1 {
+		stopAt := f.told + 1500
+		f.follow(r, func() bool { return f.told >= stopAt || len(f.rows) == keys+1 })
+	}
+	close(stop)
+	<-live
+	w.set("end", row(`{"n": 1}`))
+	f.follow(r, func() bool { return f.rows["end"] != nil })
+	require.Len(t, f.rows, keys+2)
+}
+
+// bulk commits n rows, each with an event, and announces nothing.
+func (w *world) bulk(n int) {
+	w.t.Helper()
+	var keys []string
+	var slotList []int16
+	var seqs []int64
+	for i := range n {
+		key := fmt.Sprintf("bulk%d", i)
+		slot := event.SlotOf(key, slots)
+		w.seqs[slot]++
+		keys, slotList, seqs = append(keys, key), append(slotList, int16(slot)), append(seqs, w.seqs[slot])
+	}
+	value, err := w.encode["ItemSet"](row(`{}`))
+	require.NoError(w.t, err)
+	require.NoError(w.t, pgx.BeginFunc(ctx, w.pool, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, `insert into refold.event (category, slot, seq, version, id, time, recorded, stream, type, value)
+			select c.id, u.slot, u.seq, 1, gen_random_uuid(), now(), now(), u.key, 'ItemSet', $4 from refold.category c, unnest($1::text[], $2::smallint[], $3::bigint[]) u (key, slot, seq)`,
+			keys, slotList, seqs, value); err != nil {
+			return err
+		}
+		if _, err := tx.Exec(ctx, `insert into refold.rows_items_v1 (projection_name, version, key, data) select 'items', 1, k, $2::text::jsonb from unnest($1::text[]) k`, keys, row(`{"n": 1}`)); err != nil {
+			return err
+		}
+		for slot, seq := range w.seqs {
+			if _, err := tx.Exec(ctx, `update refold.progress set seqs[array_position(slots, $1::smallint)] = $2 where partition = $3`, slot, seq, slot%partitions); err != nil {
+				return err
+			}
+		}
+		return nil
+	}))
+}
+
 func TestAnIDIsJudged(t *testing.T) {
 	w := setup(t)
 	r := w.replica()
@@ -243,7 +308,7 @@ func TestASlowFollowerIsToldToResume(t *testing.T) {
 		f.take(e)
 	}
 	long := strings.Repeat("x", 200_000)
-	const changes = 60 // more than the sockets' buffers hold
+	const changes = 80 // more than the sockets' buffers hold
 	for i := range changes {
 		w.set(fmt.Sprintf("k%d", i), row(fmt.Sprintf(`{"n": 1, "name": %q}`, long)))
 	}

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 	"unicode/utf8"
 
 	"github.com/refoldhq/refold/pkg/avro"
@@ -56,8 +57,12 @@ type FieldChange struct {
 	To   json.RawMessage `json:"to"`
 }
 
-// maxExplained is the most events that are read to explain a row.
-const maxExplained = 200_000
+// What it may take to explain a row: that many events are read at the most, for so
+// long.
+const (
+	maxExplained   = 200_000
+	explainTimeout = 10 * time.Second
+)
 
 // Explainer folds single rows from the log. It is safe for concurrent use.
 type Explainer struct {
@@ -79,6 +84,8 @@ func (x *Explainer) Explain(ctx context.Context, name, key string, fresh Fresh) 
 	if !utf8.ValidString(key) || strings.IndexByte(key, 0) >= 0 {
 		return nil, from, ErrBadKey
 	}
+	ctx, cancel := context.WithTimeout(ctx, fresh.Wait+explainTimeout)
+	defer cancel()
 	var model *Model
 	var stored []byte
 	pick := func(ctx context.Context) (*Model, bool, error) {
@@ -103,7 +110,7 @@ func (x *Explainer) Explain(ctx context.Context, name, key string, fresh Fresh) 
 	for i := range events {
 		done, err := f.apply(ctx, &events[i])
 		if err != nil {
-			return nil, from, err
+			return nil, from, classify(err)
 		}
 		if done != nil {
 			e.Events = append(e.Events, *done)

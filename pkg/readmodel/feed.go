@@ -33,7 +33,7 @@ type Feeds struct {
 
 // Limits of feeds.
 const (
-	subscriberBytes = 256 << 10
+	subscriberBytes = 1 << 20                // that wait for one subscriber; those who are told the same share them
 	maxBehind       = 1_000_000              // events that a resumption may lie back
 	nearby          = maxStep                // events behind which a feed itself brings somebody up
 	feedPause       = 10 * time.Millisecond  // between two looks, so that one statement reads many changes

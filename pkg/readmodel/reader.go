@@ -305,8 +305,10 @@ func (r *Reader) from(m *Model, of *snapshot, fresh Fresh) Answer {
 	return from
 }
 
+// classify tells what ran out of time, be it a statement, the wait for a session or
+// the whole.
 func classify(err error) error {
-	if postgres.Classify(err) == postgres.ClassTimeout {
+	if postgres.Classify(err) == postgres.ClassTimeout || errors.Is(err, context.DeadlineExceeded) {
 		return fmt.Errorf("%w: %w", ErrTooExpensive, err)
 	}
 	return err

@@ -134,15 +134,14 @@ func (s *Subscriber) gone() bool {
 	return s.left || s.err != nil
 }
 
-// awaitRoom waits until half of what may wait is taken, so that one who resumes
-// from far back is not told to resume again. It is false when nobody waits any
-// more.
+// awaitRoom waits until all is taken, so that one who resumes from far back is not
+// told to resume again. It is false when nobody waits any more.
 func (s *Subscriber) awaitRoom(ctx context.Context) bool {
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
 	for {
 		s.mu.Lock()
-		room, gone := s.bytes <= s.budget/2, s.left || s.err != nil
+		room, gone := len(s.waiting) == 0, s.left || s.err != nil
 		s.mu.Unlock()
 		if gone || room {
 			return !gone
