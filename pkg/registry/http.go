@@ -14,6 +14,7 @@ import (
 
 // Error codes of Confluent's REST API.
 const (
+	codeConflict    = 409
 	codeSubject     = 40401
 	codeVersion     = 40402
 	codeSchema      = 40403
@@ -48,6 +49,8 @@ func Handler(r *Registry) http.Handler {
 		"PUT /config":                                h.setConfig,
 		"GET /config/{subject}":                      h.config,
 		"PUT /config/{subject}":                      h.setConfig,
+		"DELETE /config":                             h.resetConfig,
+		"DELETE /config/{subject}":                   h.resetConfig,
 		"GET /mode":                                  mode,
 		"GET /mode/{subject}":                        mode,
 		"POST /compatibility/subjects/{subject}/versions/{version}": h.compatible,
@@ -56,7 +59,18 @@ func Handler(r *Registry) http.Handler {
 	} {
 		mux.HandleFunc(pattern, answer(f))
 	}
-	mux.HandleFunc("GET /subjects/{subject}/versions/{version}/schema", h.rawSchema)
+	mux.HandleFunc("GET /subjects/{subject}/versions/{version}/schema", raw(func(r *http.Request) (string, error) {
+		v, err := h.lookup(r)
+		return v.Schema, err
+	}))
+	mux.HandleFunc("GET /schemas/ids/{id}/schema", raw(func(r *http.Request) (string, error) {
+		id, err := h.id(r)
+		if err != nil {
+			return "", err
+		}
+		return h.registry.source(r.Context(), id)
+	}))
+	mux.HandleFunc("/", answer(func(*http.Request) (any, error) { return nil, &apiError{http.StatusNotFound, "HTTP 404 Not Found"} }))
 	return mux
 }
 
@@ -91,7 +105,10 @@ func answer(f func(*http.Request) (any, error)) http.HandlerFunc {
 
 func toAPI(err error) *apiError {
 	var e *apiError
+	var incompatible *Incompatible
 	switch {
+	case errors.As(err, &incompatible):
+		return &apiError{codeConflict, "Schema being registered is incompatible with an earlier schema for subject " + strconv.Quote(incompatible.Subject) + ", details: " + incompatible.Error()}
 	case errors.As(err, &e):
 		return e
 	case errors.Is(err, ErrUnknownSubject):
@@ -146,14 +163,17 @@ func (h handler) lookup(r *http.Request) (Version, error) {
 	return list[i], nil
 }
 
-func (h handler) rawSchema(w http.ResponseWriter, r *http.Request) {
-	v, err := h.lookup(r)
-	if err != nil {
-		answer(func(*http.Request) (any, error) { return nil, err })(w, r)
-		return
+// raw answers with a schema alone.
+func raw(f func(*http.Request) (string, error)) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		source, err := f(r)
+		if err != nil {
+			answer(func(*http.Request) (any, error) { return nil, err })(w, r)
+			return
+		}
+		w.Header().Set("Content-Type", "application/vnd.schemaregistry.v1+json")
+		io.WriteString(w, source) // a client that has gone needs no answer
 	}
-	w.Header().Set("Content-Type", "application/vnd.schemaregistry.v1+json")
-	io.WriteString(w, v.Schema)
 }
 
 func (h handler) id(r *http.Request) (int, error) {
@@ -239,8 +259,8 @@ func (h handler) register(r *http.Request) (any, error) {
 	return map[string]any{"id": id}, err
 }
 
-// compatible says whether the schema of the body can read what was written with
-// a version, or with all versions, of the subject.
+// compatible says whether the subject's level allows the schema of the body beside
+// one version, or as the next version of the subject.
 func (h handler) compatible(r *http.Request) (any, error) {
 	schema, err := read(r)
 	if err != nil {
@@ -257,19 +277,22 @@ func (h handler) compatible(r *http.Request) (any, error) {
 		}
 		list = []Version{one}
 	}
-	messages := []string{}
-	for _, v := range list {
+	level, _, err := h.registry.Compatibility(r.Context(), r.PathValue("subject"))
+	if err != nil {
+		return nil, err
+	}
+	before := make([]earlier, len(list))
+	for i, v := range list {
 		old, err := h.registry.SchemaByID(r.Context(), v.ID)
 		if err != nil {
 			return nil, err
 		}
-		if err := avro.CheckBackward(old, schema); err != nil {
-			messages = append(messages, fmt.Sprintf("version %d: %v", v.Version, err))
-		}
+		before[i] = earlier{v.Version, old}
 	}
-	out := map[string]any{"is_compatible": len(messages) == 0}
+	reasons := incompatibilities(level, schema, before)
+	out := map[string]any{"is_compatible": len(reasons) == 0}
 	if r.URL.Query().Get("verbose") == "true" {
-		out["messages"] = messages
+		out["messages"] = append([]string{}, reasons...)
 	}
 	return out, nil
 }
@@ -283,14 +306,24 @@ func (h handler) config(r *http.Request) (any, error) {
 	return map[string]any{"compatibilityLevel": level}, err
 }
 
-var levels = []string{"NONE", "BACKWARD", "BACKWARD_TRANSITIVE", "FORWARD", "FORWARD_TRANSITIVE", "FULL", "FULL_TRANSITIVE"}
-
 func (h handler) setConfig(r *http.Request) (any, error) {
 	var body struct{ Compatibility string }
-	if err := json.NewDecoder(r.Body).Decode(&body); err != nil || !slices.Contains(levels, body.Compatibility) {
+	if err := json.NewDecoder(r.Body).Decode(&body); err != nil || !knownLevel(body.Compatibility) {
 		return nil, &apiError{codeBadLevel, "Invalid compatibility level. Valid values are none, backward, forward, full, backward_transitive, forward_transitive, and full_transitive"}
 	}
 	return map[string]any{"compatibility": body.Compatibility}, h.registry.SetCompatibility(r.Context(), r.PathValue("subject"), body.Compatibility)
+}
+
+// resetConfig answers with the level that held until now, as Confluent's does.
+func (h handler) resetConfig(r *http.Request) (any, error) {
+	level, own, err := h.registry.Compatibility(r.Context(), r.PathValue("subject"))
+	if err != nil {
+		return nil, err
+	}
+	if !own {
+		return nil, ErrUnknownSubject
+	}
+	return map[string]any{"compatibilityLevel": level}, h.registry.ResetCompatibility(r.Context(), r.PathValue("subject"))
 }
 
 func mode(*http.Request) (any, error) { return map[string]any{"mode": "READWRITE"}, nil }

@@ -43,31 +43,70 @@ func New(pool *pgxpool.Pool) *Registry {
 }
 
 // Register makes schema a version of subject, unless it is one already, and
-// returns its id.
+// returns its id. A schema that the subject's level of compatibility does not
+// allow is refused with an [*Incompatible], and nothing is kept of it.
 func (r *Registry) Register(ctx context.Context, subject string, schema *avro.Schema) (id int, err error) {
-	fingerprint := schema.Fingerprint()
 	err = pgx.BeginFunc(ctx, r.pool, func(tx pgx.Tx) error {
-		// One registration of a subject at a time: versions are dense.
+		// One registration at a time: versions are dense, and each is compared with
+		// all before it.
 		if _, err := tx.Exec(ctx, `select pg_advisory_xact_lock(hashtextextended('refold.registry', 0))`); err != nil {
 			return err
 		}
-		err := tx.QueryRow(ctx, `select id from refold.schema where fingerprint = $1`, fingerprint[:]).Scan(&id)
-		if errors.Is(err, pgx.ErrNoRows) {
-			err = tx.QueryRow(ctx, `insert into refold.schema (id, fingerprint, source) values (nextval('refold.schema_id'), $1, $2) returning id`,
-				fingerprint[:], schema.String()).Scan(&id)
-		}
-		if err != nil {
-			return err
-		}
-		_, err = tx.Exec(ctx, `insert into refold.subject_version (subject, version, schema)
-			select $1, coalesce(max(version), 0) + 1, $2 from refold.subject_version where subject = $1
-			on conflict (subject, schema) do nothing`, subject, id)
+		id, err = register(ctx, tx, subject, schema)
 		return err
 	})
 	if err != nil {
 		return 0, fmt.Errorf("registering a schema under %s: %w", subject, err)
 	}
 	return id, nil
+}
+
+func register(ctx context.Context, tx pgx.Tx, subject string, schema *avro.Schema) (id int, err error) {
+	fingerprint := schema.Fingerprint()
+	var there bool
+	err = tx.QueryRow(ctx, `select id, exists (select from refold.subject_version v where v.subject = $2 and v.schema = s.id)
+		from refold.schema s where fingerprint = $1`, fingerprint[:], subject).Scan(&id, &there)
+	fresh := errors.Is(err, pgx.ErrNoRows)
+	if err != nil && !fresh || there {
+		return id, err
+	}
+	if err := checkRegistration(ctx, tx, subject, schema); err != nil {
+		return 0, err
+	}
+	if fresh {
+		err = tx.QueryRow(ctx, `insert into refold.schema (id, fingerprint, source) values (nextval('refold.schema_id'), $1, $2) returning id`,
+			fingerprint[:], schema.String()).Scan(&id)
+		if err != nil {
+			return 0, err
+		}
+	}
+	_, err = tx.Exec(ctx, `insert into refold.subject_version (subject, version, schema)
+		select $1, coalesce(max(version), 0) + 1, $2 from refold.subject_version where subject = $1`, subject, id)
+	return id, err
+}
+
+// checkRegistration compares a schema with the versions of a subject.
+func checkRegistration(ctx context.Context, tx pgx.Tx, subject string, schema *avro.Schema) error {
+	level, _, err := compatibility(ctx, tx, subject)
+	if err != nil {
+		return err
+	}
+	list, err := versions(ctx, tx, subject)
+	if err != nil {
+		return err
+	}
+	before := make([]earlier, len(list))
+	for i, v := range list {
+		old, err := avro.Parse([]byte(v.Schema))
+		if err != nil {
+			return fmt.Errorf("parsing schema %d: %w", v.ID, err)
+		}
+		before[i] = earlier{v.Version, old}
+	}
+	if reasons := incompatibilities(level, schema, before); len(reasons) > 0 {
+		return &Incompatible{Subject: subject, Level: level, Reasons: reasons}
+	}
+	return nil
 }
 
 // SchemaByID returns the schema with an id, or [ErrUnknownSchema].
@@ -120,18 +159,28 @@ func (r *Registry) Subjects(ctx context.Context) ([]string, error) {
 	return pgx.CollectRows(rows, pgx.RowTo[string])
 }
 
+// querier is a pool or a transaction.
+type querier interface {
+	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
+	QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
+}
+
 // Versions returns the versions of a subject in order, or [ErrUnknownSubject].
 func (r *Registry) Versions(ctx context.Context, subject string) ([]Version, error) {
-	rows, err := r.pool.Query(ctx, `select v.subject, v.schema, v.version, s.source
-		from refold.subject_version v join refold.schema s on s.id = v.schema where v.subject = $1 order by v.version`, subject)
-	if err != nil {
-		return nil, fmt.Errorf("listing versions of %s: %w", subject, err)
-	}
-	list, err := pgx.CollectRows(rows, pgx.RowToStructByPos[Version])
+	list, err := versions(ctx, r.pool, subject)
 	if err == nil && len(list) == 0 {
 		err = ErrUnknownSubject
 	}
 	return list, err
+}
+
+func versions(ctx context.Context, q querier, subject string) ([]Version, error) {
+	rows, err := q.Query(ctx, `select v.subject, v.schema, v.version, s.source
+		from refold.subject_version v join refold.schema s on s.id = v.schema where v.subject = $1 order by v.version`, subject)
+	if err != nil {
+		return nil, fmt.Errorf("listing versions of %s: %w", subject, err)
+	}
+	return pgx.CollectRows(rows, pgx.RowToStructByPos[Version])
 }
 
 // Find returns the version of a subject that has this very schema.
@@ -166,19 +215,39 @@ func (r *Registry) Usages(ctx context.Context, id int) ([]Version, error) {
 	return pgx.CollectRows(rows, pgx.RowToStructByPos[Version])
 }
 
-// Compatibility returns the level of a subject, or that of all others for "".
+// Compatibility returns the level that holds for a subject, or that of all others
+// for "", and whether it is the subject's own.
 func (r *Registry) Compatibility(ctx context.Context, subject string) (level string, own bool, err error) {
-	err = r.pool.QueryRow(ctx, `select compatibility, subject = $1 from refold.registry_config where subject in ($1, '') order by subject desc limit 1`, subject).Scan(&level, &own)
+	return compatibility(ctx, r.pool, subject)
+}
+
+func compatibility(ctx context.Context, q querier, subject string) (level string, own bool, err error) {
+	err = q.QueryRow(ctx, `select compatibility, subject = $1 from refold.registry_config where subject in ($1, '') order by subject desc limit 1`, subject).Scan(&level, &own)
 	if errors.Is(err, pgx.ErrNoRows) {
-		return "BACKWARD_TRANSITIVE", subject == "", nil
+		return DefaultLevel, subject == "", nil
 	}
-	return level, own, err
+	if err != nil {
+		return "", false, fmt.Errorf("reading the compatibility of %s: %w", subject, err)
+	}
+	return level, own, nil
 }
 
 // SetCompatibility sets the level of a subject, or that of all others for "".
 func (r *Registry) SetCompatibility(ctx context.Context, subject, level string) error {
 	_, err := r.pool.Exec(ctx, `insert into refold.registry_config values ($1, $2) on conflict (subject) do update set compatibility = excluded.compatibility`, subject, level)
-	return err
+	if err != nil {
+		return fmt.Errorf("setting the compatibility of %s: %w", subject, err)
+	}
+	return nil
+}
+
+// ResetCompatibility has the level of all others hold for a subject again, or the
+// default for "".
+func (r *Registry) ResetCompatibility(ctx context.Context, subject string) error {
+	if _, err := r.pool.Exec(ctx, `delete from refold.registry_config where subject = $1`, subject); err != nil {
+		return fmt.Errorf("resetting the compatibility of %s: %w", subject, err)
+	}
+	return nil
 }
 
 // IDs are the ids of the newest version of every event type.

@@ -1,0 +1,183 @@
+package registry_test
+
+import (
+	"context"
+	"fmt"
+	"net/http/httptest"
+	"sync"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	"github.com/twmb/franz-go/pkg/sr"
+
+	"github.com/refoldhq/refold/pkg/devstack"
+	"github.com/refoldhq/refold/pkg/postgres"
+	"github.com/refoldhq/refold/pkg/registry"
+)
+
+// setup serves a registry on a database of its own; the client is franz-go's,
+// which knows nothing of ours.
+func setup(t *testing.T) *sr.Client {
+	t.Helper()
+	pool, err := postgres.Open(t.Context(), postgres.Config{URL: devstack.Database(t), MaxConns: 8})
+	require.NoError(t, err)
+	t.Cleanup(pool.Close)
+	require.NoError(t, postgres.Migrate(t.Context(), pool))
+	server := httptest.NewServer(registry.Handler(registry.New(pool)))
+	t.Cleanup(server.Close)
+	client, err := sr.NewClient(sr.URLs(server.URL))
+	require.NoError(t, err)
+	return client
+}
+
+const (
+	v1      = `{"type":"record","name":"Opened","fields":[{"name":"owner","type":"string"}]}`
+	v2      = `{"type":"record","name":"Opened","fields":[{"name":"owner","type":"string"},{"name":"limit","type":"int","default":0}]}`
+	noLimit = `{"type":"record","name":"Opened","fields":[{"name":"owner","type":"string"},{"name":"limit","type":"int"}]}`
+	other   = `{"type":"record","name":"Opened","fields":[{"name":"owner","type":"long"}]}`
+)
+
+func avroSchema(text string) sr.Schema { return sr.Schema{Schema: text, Type: sr.TypeAvro} }
+
+func refused(t *testing.T, err error, code int, message ...string) {
+	t.Helper()
+	var answer *sr.ResponseError
+	require.ErrorAs(t, err, &answer)
+	require.Equal(t, code, answer.ErrorCode, answer.Message)
+	for _, part := range message {
+		require.Contains(t, answer.Message, part)
+	}
+}
+
+func TestASchemaKeepsItsIDUnderEverySubject(t *testing.T) {
+	t.Parallel()
+	client, ctx := setup(t), t.Context()
+	first, err := client.CreateSchema(ctx, "a", avroSchema(v1))
+	require.NoError(t, err)
+	again, err := client.CreateSchema(ctx, "a", avroSchema(v1))
+	require.NoError(t, err)
+	require.Equal(t, first.ID, again.ID)
+	require.Equal(t, 1, again.Version)
+	elsewhere, err := client.CreateSchema(ctx, "b", avroSchema(v1))
+	require.NoError(t, err)
+	require.Equal(t, first.ID, elsewhere.ID)
+	second, err := client.CreateSchema(ctx, "a", avroSchema(v2))
+	require.NoError(t, err)
+	require.NotEqual(t, first.ID, second.ID)
+	require.Equal(t, 2, second.Version)
+
+	text, err := client.SchemaTextByID(ctx, first.ID)
+	require.NoError(t, err)
+	require.Equal(t, v1, text)
+	versions, err := client.SubjectVersions(ctx, "a")
+	require.NoError(t, err)
+	require.Equal(t, []int{1, 2}, versions)
+	latest, err := client.SchemaByVersion(ctx, "a", -1)
+	require.NoError(t, err)
+	require.Equal(t, second.ID, latest.ID)
+	subjects, err := client.SubjectsByID(ctx, first.ID)
+	require.NoError(t, err)
+	require.Equal(t, []string{"a", "b"}, subjects)
+	found, err := client.LookupSchema(ctx, "a", avroSchema(v1))
+	require.NoError(t, err)
+	require.Equal(t, 1, found.Version)
+	all, err := client.Subjects(ctx)
+	require.NoError(t, err)
+	require.Equal(t, []string{"a", "b"}, all)
+}
+
+func TestRegistrationFollowsTheLevelAndNamesTheField(t *testing.T) {
+	t.Parallel()
+	client, ctx := setup(t), t.Context()
+	_, err := client.CreateSchema(ctx, "s", avroSchema(v1))
+	require.NoError(t, err)
+	_, err = client.CreateSchema(ctx, "s", avroSchema(noLimit))
+	refused(t, err, 409, "limit", "no default", "version 1")
+	_, err = client.CreateSchema(ctx, "s", avroSchema(other))
+	refused(t, err, 409, "owner", "string cannot be read as long")
+	versions, err := client.SubjectVersions(ctx, "s")
+	require.NoError(t, err)
+	require.Equal(t, []int{1}, versions, "a refused schema leaves nothing")
+
+	asked, err := client.CheckCompatibility(sr.WithParams(ctx, sr.Verbose), "s", -1, avroSchema(noLimit))
+	require.NoError(t, err)
+	require.False(t, asked.Is)
+	require.Contains(t, fmt.Sprint(asked.Messages), "limit")
+	asked, err = client.CheckCompatibility(ctx, "s", 1, avroSchema(v2))
+	require.NoError(t, err)
+	require.True(t, asked.Is)
+
+	for _, result := range client.SetCompatibility(ctx, sr.SetCompatibility{Level: sr.CompatForward}, "s") {
+		require.NoError(t, result.Err)
+	}
+	_, err = client.CreateSchema(ctx, "s", avroSchema(noLimit))
+	require.NoError(t, err, "old readers ignore a field that they do not know")
+	for _, result := range client.SetCompatibility(ctx, sr.SetCompatibility{Level: sr.CompatNone}, "s") {
+		require.NoError(t, result.Err)
+	}
+	_, err = client.CreateSchema(ctx, "s", avroSchema(other))
+	require.NoError(t, err)
+	for _, result := range client.ResetCompatibility(ctx, "s") {
+		require.NoError(t, result.Err)
+	}
+	_, err = client.CreateSchema(ctx, "s", avroSchema(v2))
+	refused(t, err, 409)
+}
+
+func TestErrorsHaveConfluentsCodes(t *testing.T) {
+	t.Parallel()
+	client, ctx := setup(t), t.Context()
+	_, err := client.SubjectVersions(ctx, "nobody")
+	refused(t, err, 40401)
+	_, err = client.SchemaTextByID(ctx, 4711)
+	refused(t, err, 40403)
+	_, err = client.CreateSchema(ctx, "s", avroSchema(v1))
+	require.NoError(t, err)
+	_, err = client.SchemaByVersion(ctx, "s", 7)
+	refused(t, err, 40402)
+	_, err = client.LookupSchema(ctx, "s", avroSchema(v2))
+	refused(t, err, 40403)
+	_, err = client.LookupSchema(ctx, "nobody", avroSchema(v2))
+	refused(t, err, 40401)
+	for _, text := range []string{
+		`{`, `"string"`,
+		`{"type":"record","name":"Tree","fields":[{"name":"left","type":["null","Tree"]}]}`,
+		`{"type":"record","name":"Nothing","fields":[{"name":"list","type":{"type":"array","items":"null"}}]}`,
+	} {
+		_, err = client.CreateSchema(ctx, "s", avroSchema(text))
+		refused(t, err, 42201)
+	}
+	for _, result := range client.SetCompatibility(ctx, sr.SetCompatibility{Level: 77}, "s") {
+		require.Error(t, result.Err)
+	}
+	for _, result := range client.Compatibility(ctx, "s") {
+		refused(t, result.Err, 40408)
+	}
+	for _, result := range client.Compatibility(ctx) {
+		require.NoError(t, result.Err)
+		require.Equal(t, sr.CompatBackwardTransitive, result.Level)
+	}
+	for _, result := range client.Mode(ctx) {
+		require.NoError(t, result.Err)
+		require.Equal(t, sr.ModeReadWrite, result.Mode)
+	}
+}
+
+func TestRacingRegistrationsMakeDenseVersions(t *testing.T) {
+	t.Parallel()
+	client := setup(t)
+	var all sync.WaitGroup
+	for i := range 16 {
+		all.Go(func() {
+			text := fmt.Sprintf(`{"type":"record","name":"R","fields":[{"name":"f%d","type":"int","default":0}]}`, i/2)
+			_, err := client.RegisterSchema(context.WithoutCancel(t.Context()), "s", avroSchema(text), -1, -1)
+			if err != nil {
+				t.Errorf("registering: %v", err)
+			}
+		})
+	}
+	all.Wait()
+	versions, err := client.SubjectVersions(t.Context(), "s")
+	require.NoError(t, err)
+	require.Equal(t, []int{1, 2, 3, 4, 5, 6, 7, 8}, versions)
+}
