@@ -49,7 +49,15 @@ func New(d Deps) *API {
 		duration: prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "refold_query_duration_seconds",
 			Help:    "Time from a query to its answer, waits for a token included.",
 			Buckets: prometheus.ExponentialBuckets(0.0005, 2, 16)}, []string{"operation", "outcome"})}
-	d.Metrics.MustRegister(a.duration)
+	hits := func() float64 { n, _ := d.Reader.CacheStats(); return float64(n) }
+	misses := func() float64 { _, n := d.Reader.CacheStats(); return float64(n) }
+	const lookups = "refold_query_cache_lookups_total"
+	const help = "Answers that were looked for among those that are kept."
+	d.Metrics.MustRegister(a.duration,
+		prometheus.NewCounterFunc(prometheus.CounterOpts{Name: lookups, Help: help, ConstLabels: prometheus.Labels{"outcome": "hit"}}, hits),
+		prometheus.NewCounterFunc(prometheus.CounterOpts{Name: lookups, Help: help, ConstLabels: prometheus.Labels{"outcome": "miss"}}, misses),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "refold_query_followers", Help: "Clients that follow changes of read models."},
+			func() float64 { return float64(d.Feeds.Followers()) }))
 	return a
 }
 

@@ -2,6 +2,7 @@ package readmodel
 
 import (
 	"fmt"
+	"sync/atomic"
 	"time"
 
 	"github.com/maypok86/otter/v2"
@@ -16,6 +17,8 @@ type cache struct {
 	validity *validity
 	watcher  *Watcher
 	entries  *otter.Cache[cacheKey, *entry] // nil: nothing is kept
+
+	hits, misses atomic.Uint64
 }
 
 // cacheKey is a row's key, or the normal form of a list query, of a version.
@@ -61,6 +64,16 @@ func newCache(validity *validity, watcher *Watcher, budget int, ttl time.Duratio
 
 // find returns an answer that may still be given and contains the token.
 func (c *cache) find(m *Model, k cacheKey, token event.Token) *entry {
+	e := c.look(m, k, token)
+	if e != nil {
+		c.hits.Add(1)
+	} else {
+		c.misses.Add(1)
+	}
+	return e
+}
+
+func (c *cache) look(m *Model, k cacheKey, token event.Token) *entry {
 	if c.entries == nil || !c.validity.reliable(time.Now()) {
 		return nil
 	}

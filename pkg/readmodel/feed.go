@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -23,6 +24,8 @@ type Feeds struct {
 	schemas Schemas
 	pool    *pgxpool.Pool
 	logger  *slog.Logger
+
+	followers atomic.Int64
 
 	mu      sync.Mutex
 	feeds   map[string]*feed
@@ -121,6 +124,10 @@ func (f *Feeds) join(name string, j *joiner, now *Progress) error {
 	return nil
 }
 
+// Followers returns how many subscribers there are, those that are being caught up
+// apart.
+func (f *Feeds) Followers() int { return int(f.followers.Load()) }
+
 func (f *Feeds) deriver() *deriver {
 	return &deriver{log: f.log, schemas: f.schemas, folders: make(map[*Model]*projection.Folder)}
 }
@@ -194,6 +201,7 @@ func (f *feed) retire() bool {
 	for s := range f.subscribers {
 		if s.gone() {
 			delete(f.subscribers, s)
+			f.feeds.followers.Add(-1)
 		}
 	}
 	f.feeds.mu.Lock()
@@ -224,6 +232,7 @@ func (f *feed) end() {
 	}
 	for s := range f.subscribers {
 		s.end(ErrClosed)
+		f.feeds.followers.Add(-1)
 	}
 }
 
@@ -337,8 +346,7 @@ func (f *feed) admit(ctx context.Context, j *joiner) {
 		return
 	}
 	if j.at == nil {
-		s.tell(started(f.model, f.at))
-		f.subscribers[s] = struct{}{}
+		f.enlist(s)
 		return
 	}
 	events, err := j.at.distance(f.at)
@@ -365,8 +373,13 @@ func (f *feed) admit(ctx context.Context, j *joiner) {
 			s.tell(newBatch(f.model, changes))
 		}
 	}
+	f.enlist(s)
+}
+
+func (f *feed) enlist(s *Subscriber) {
 	s.tell(started(f.model, f.at))
 	f.subscribers[s] = struct{}{}
+	f.feeds.followers.Add(1)
 }
 
 // catchUp brings a joiner near, no faster than it takes what it is told, and hands

@@ -91,6 +91,12 @@ func NewReader(ctx context.Context, cfg Config, from *pgxpool.Pool, plans *Plans
 // Close ends the reader's sessions.
 func (r *Reader) Close() { r.pool.Close() }
 
+// CacheStats returns how many answers were given from what is kept, and how many
+// had to be read, since the reader was made.
+func (r *Reader) CacheStats() (hits, misses uint64) {
+	return r.cache.hits.Load(), r.cache.misses.Load()
+}
+
 // Fresh says what an answer must contain, and how long to wait for it.
 type Fresh struct {
 	Token event.Token
