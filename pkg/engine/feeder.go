@@ -19,7 +19,8 @@ type feeder struct {
 	feed       Feed
 	categories map[string]eventstore.Category // by topic
 	client     *kgo.Client
-	failed     chan error // size 1: the first failure ends the feeder
+	connected  chan struct{} // closed once client is set: its goroutines may claim before NewClient has returned
+	failed     chan error    // size 1: the first failure ends the feeder
 
 	mu      sync.Mutex // guards workers
 	workers map[topicPartition]*worker
@@ -31,7 +32,7 @@ type topicPartition struct {
 }
 
 func newFeeder(e *Engine, feed Feed) *feeder {
-	f := &feeder{engine: e, feed: feed, categories: make(map[string]eventstore.Category), failed: make(chan error, 1), workers: make(map[topicPartition]*worker)}
+	f := &feeder{engine: e, feed: feed, categories: make(map[string]eventstore.Category), connected: make(chan struct{}), failed: make(chan error, 1), workers: make(map[topicPartition]*worker)}
 	for _, c := range feed.Categories {
 		f.categories[c.Topic] = c
 	}
@@ -91,11 +92,13 @@ func (f *feeder) connect(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("joining the group: %w", err)
 	}
+	close(f.connected)
 	return nil
 }
 
 // claim claims newly assigned partitions and says where to read on from.
 func (f *feeder) claim(ctx context.Context, assigned map[string]map[int32]kgo.Offset) (map[string]map[int32]kgo.Offset, error) {
+	<-f.connected
 	admin := kadm.NewClient(f.client)
 	for topic, partitions := range assigned {
 		category, ours := f.categories[topic]
