@@ -6,6 +6,7 @@ import (
 
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/refoldhq/refold/pkg/api"
 	"github.com/refoldhq/refold/pkg/avro"
 	"github.com/refoldhq/refold/pkg/engine"
 	"github.com/refoldhq/refold/pkg/eventstore"
@@ -140,6 +141,7 @@ func (c *QueryCommand) Run(ctx context.Context, s *Settings) error {
 	}
 	h.Add(q)
 	h.Add(rebuilds)
+	h.Mux.HandleFunc("GET /openapi.json", api.Document)
 	if err := h.Handle(c.Addr); err != nil {
 		return err
 	}
