@@ -45,7 +45,7 @@ func (w *Wallet) Withdraw(c Withdraw) error {
 	if c.Amount > w.Balance {
 		return ErrOverdrawn.Detail("the wallet holds %d", w.Balance)
 	}
-	aggregate.Raise(w, Withdrawn{Amount: c.Amount})
+	aggregate.Raise(w, Withdrawn(c))
 	return nil
 }
 

@@ -99,7 +99,7 @@ func (h *Host) start(ctx context.Context, c Component) error {
 			h.note(c.Name(), nil)
 			return nil
 		case ctx.Err() != nil:
-			return nil
+			return nil //nolint:nilerr // asked to stop while starting
 		case !waits(err):
 			return err
 		}

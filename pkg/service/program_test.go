@@ -88,7 +88,7 @@ writer:
 
 func TestUnknownAndWrongSettingsAreRefusedWithTheirPlace(t *testing.T) {
 	for text, want := range map[string]string{
-		"log-levle: debug":                `:1:1: unknown setting "log-levle": did you mean "log-level"?`,
+		"log-levl: debug":                 `:1:1: unknown setting "log-levl": did you mean "log-level"?`,
 		"\nwriter:\n  serve:\n    adr: x": `:4:5: unknown setting "adr": did you mean "addr"?`,
 		"serve: {quite-another-thing: 1}": `:1:9: unknown setting "quite-another-thing": see writer --help`,
 		"help: true":                      `unknown setting "help"`,

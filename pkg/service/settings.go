@@ -31,7 +31,7 @@ type Settings struct {
 	DatabaseURL       string `help:"Postgres to work on: a URL or keyword/value pairs. Where it is empty, the PG* variables are taken." placeholder:"URL" env:"DATABASE_URL" group:"Connections"`
 	DatabaseURLFile   string `help:"File that holds the database URL." placeholder:"FILE" env:"DATABASE_URL_FILE" group:"Connections"`
 	Kafka             Kafka  `embed:"" prefix:"kafka-" group:"Connections"`
-	SchemaRegistryURL string `help:"Schema registry with Confluent's API; the built-in one where it is empty." placeholder:"URL" env:"SCHEMA_REGISTRY_URL" group:"Connections"`
+	SchemaRegistryURL string `help:"Reserved for an external schema registry, which cannot be used yet; the built-in one has Confluent's API." placeholder:"URL" env:"SCHEMA_REGISTRY_URL" group:"Connections"`
 
 	contracts fs.FS // those compiled in
 	program   string
@@ -69,6 +69,9 @@ func (s *Settings) load() error {
 	}
 	if (s.Kafka.SSLCertFile == "") != (s.Kafka.SSLKeyFile == "") {
 		return errors.New("KAFKA_SSL_CERT_FILE and KAFKA_SSL_KEY_FILE belong together: one of them is missing")
+	}
+	if s.SchemaRegistryURL != "" { // better refused than without effect
+		return errors.New("SCHEMA_REGISTRY_URL: an external schema registry cannot be used yet: unset it, the built-in one serves Confluent's API")
 	}
 	if len(s.Kafka.BootstrapServers) > 0 {
 		if _, err := s.Brokers("check").Options(); err != nil {
