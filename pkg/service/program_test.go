@@ -55,7 +55,17 @@ func file(t *testing.T, text string) string {
 	return path
 }
 
+// withoutServers unsets, for the test, the variables that name the suites' servers.
+func withoutServers(t *testing.T) {
+	t.Helper()
+	for _, name := range []string{"DATABASE_URL", "KAFKA_BOOTSTRAP_SERVERS"} {
+		t.Setenv(name, "") // restores it at the end
+		require.NoError(t, os.Unsetenv(name))
+	}
+}
+
 func TestConfigFileEnvironmentAndFlagsHaveTheSameNames(t *testing.T) {
+	withoutServers(t)
 	path := file(t, `
 log-level: debug
 kafka-bootstrap-servers: [a:1, b:2]
@@ -110,6 +120,7 @@ func TestUnknownAndWrongSettingsAreRefusedWithTheirPlace(t *testing.T) {
 }
 
 func TestSecretsComeFromFiles(t *testing.T) {
+	withoutServers(t)
 	t.Setenv("DATABASE_URL_FILE", file(t, "postgres://secret\n"))
 	t.Setenv("KAFKA_SASL_PASSWORD_FILE", file(t, "pass word\r\n"))
 	c, err := parse(t, "serve")
