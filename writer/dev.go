@@ -14,10 +14,10 @@ import (
 
 type devCommand struct {
 	service.Admin `embed:"" set:"admin_port=9080" set:"drain_delay=0s"`
+	service.API   `embed:"" set:"api_port=8080"`
 
 	service.RebuildFlags `embed:""`
 
-	Addr    string `help:"Where the API is served." default:"127.0.0.1:8080"`
 	DataDir string `help:"Keeps log, topics and rows over a restart; empty keeps nothing." placeholder:"DIR"`
 }
 
@@ -62,7 +62,7 @@ func (c *devCommand) serve(ctx context.Context, s *service.Settings) error {
 		h.Add(component)
 	}
 	h.Ready = func() { c.greet(s) }
-	if err := h.Handle(c.Addr); err != nil {
+	if err := h.Handle(c.API); err != nil {
 		return err
 	}
 	return h.Run(ctx)
@@ -109,6 +109,9 @@ func (c *devCommand) kafka(s *service.Settings) (stop func(), err error) {
 // greet says where everything is and what to try.
 func (c *devCommand) greet(s *service.Settings) {
 	api := "http://" + c.Addr
+	if c.TLSCertFile != "" {
+		api = "https://" + c.Addr
+	}
 	fmt.Printf(`refold is ready.
 
   API       %s  (description: %s/openapi.json)

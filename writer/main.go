@@ -18,6 +18,7 @@ type cli struct {
 	Dev     devCommand            `cmd:"" help:"Everything in one process, with a Postgres and a broker of its own."`
 	Migrate migrateCommand        `cmd:"" help:"Bring the database's schema to the newest version."`
 	Verify  verifyCommand         `cmd:"" help:"Check that sequences and versions are dense and that topics hold exactly the log."`
+	Probe   probeCommand          `cmd:"" help:"Append an event through the API of an installation and read its row, as a client does."`
 	Lint    lintCommand           `cmd:"" help:"Check the contracts of a folder."`
 }
 

@@ -58,7 +58,7 @@ func NewHost(s *Settings, program string, admin Admin) (*Host, error) {
 		previous: up, waiting: make(map[string]error)}
 	h.Mux.HandleFunc("/", h.fallback)
 	h.service = Service{Log: h.Log, Health: h.Health, DrainDelay: admin.DrainDelay}
-	_, err := h.service.Serve("admin server", admin.AdminAddr, AdminHandler(h.Health, h.Registry))
+	_, err := h.service.Serve("admin server", admin.AdminAddr, nil, AdminHandler(h.Health, h.Registry))
 	return h, err
 }
 
@@ -121,7 +121,8 @@ func (h *Host) start(ctx context.Context, c Component) error {
 // waits tells whether time may mend an error of Start.
 func waits(err error) bool {
 	var unreachable *brokersUnreachable
-	return postgres.Transient(err) || errors.Is(err, errSchema) || errors.Is(err, engine.ErrNoCategory) || errors.As(err, &unreachable)
+	var issuer *issuerUnreachable
+	return postgres.Transient(err) || errors.Is(err, errSchema) || errors.Is(err, engine.ErrNoCategory) || errors.As(err, &unreachable) || errors.As(err, &issuer)
 }
 
 func (h *Host) note(name string, reason error) {
@@ -151,13 +152,6 @@ func (h *Host) fallback(w http.ResponseWriter, _ *http.Request) {
 		return
 	}
 	problem.New(http.StatusNotFound, "not-found", "There is nothing here", "").Write(w)
-}
-
-// Handle has the API served on addr when the host runs, by Mux with what is
-// wrapped around it.
-func (h *Host) Handle(addr string) error {
-	_, err := h.service.Serve("API server", addr, h.Mux)
-	return err
 }
 
 // Run runs all components until ctx ends or one of them fails.

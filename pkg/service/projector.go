@@ -100,11 +100,10 @@ func (f *Feeding) Run(ctx context.Context) error {
 // QueryCommand is `projector serve`: it serves read models.
 type QueryCommand struct {
 	Admin `embed:"" set:"admin_port=9082"`
+	API   `embed:"" set:"api_port=8081"`
 
 	RebuildFlags `embed:""`
 	QueryFlags   `embed:""`
-
-	Addr string `help:"Where read models are served." default:"127.0.0.1:8081"`
 }
 
 // QueryFlags bound what queries may take.
@@ -142,7 +141,7 @@ func (c *QueryCommand) Run(ctx context.Context, s *Settings) error {
 	h.Add(q)
 	h.Add(rebuilds)
 	h.Mux.HandleFunc("GET /openapi.json", api.Document)
-	if err := h.Handle(c.Addr); err != nil {
+	if err := h.Handle(c.API); err != nil {
 		return err
 	}
 	return h.Run(ctx)

@@ -10,6 +10,7 @@ package service
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -95,19 +96,26 @@ func (s *Service) Add(name string, run func(context.Context) error) {
 }
 
 // Serve adds an HTTP server on addr with the time-outs against slow clients. It
-// listens at once, so that an address in use is an error now.
-func (s *Service) Serve(name, addr string, handler http.Handler) (net.Addr, error) {
+// listens at once, so that an address in use is an error now. With a TLS
+// configuration it speaks TLS.
+func (s *Service) Serve(name, addr string, secure *tls.Config, handler http.Handler) (net.Addr, error) {
 	listener, err := net.Listen("tcp", addr)
 	if err != nil {
 		return nil, fmt.Errorf("listening for the %s: %w", name, err)
 	}
 	base, abandon := context.WithCancel(context.Background())
 	server := &http.Server{Handler: handler, BaseContext: func(net.Listener) context.Context { return base }, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 15 * time.Second, IdleTimeout: 60 * time.Second,
-		MaxHeaderBytes: 64 << 10, ErrorLog: slog.NewLogLogger(s.Log.Handler(), slog.LevelDebug)}
+		MaxHeaderBytes: 64 << 10, TLSConfig: secure, ErrorLog: slog.NewLogLogger(s.Log.Handler(), slog.LevelDebug)}
 	s.Add(name, func(ctx context.Context) error {
 		defer abandon()
 		failed := make(chan error, 1)
-		go func() { failed <- server.Serve(listener) }()
+		go func() {
+			if secure == nil {
+				failed <- server.Serve(listener)
+			} else {
+				failed <- server.ServeTLS(listener, "", "")
+			}
+		}()
 		select {
 		case err := <-failed:
 			return err

@@ -21,8 +21,8 @@ import (
 // relays. A custom writer has it as a command of its own with extensions.
 type WriterCommand struct {
 	Admin `embed:"" set:"admin_port=9080"`
+	API   `embed:"" set:"api_port=8080"`
 
-	Addr    string `help:"Where the API is served." default:"127.0.0.1:8080"`
 	Migrate string `help:"Migrate the database at the start: on or off." enum:"on,off" default:"on"`
 	Relay   string `help:"Relay to Kafka in this process: on or off." enum:"on,off" default:"on"`
 
@@ -55,7 +55,7 @@ func (c *WriterCommand) Run(ctx context.Context, s *Settings) error {
 	if c.Relay == "on" {
 		h.Add(NewRelay(h, w))
 	}
-	if err := h.Handle(c.Addr); err != nil {
+	if err := h.Handle(c.API); err != nil {
 		return err
 	}
 	return h.Run(ctx)
