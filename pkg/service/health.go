@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -19,7 +20,7 @@ import (
 type Health struct {
 	mu       sync.Mutex
 	checks   map[string]check
-	draining bool
+	draining atomic.Bool
 }
 
 type check struct {
@@ -47,9 +48,7 @@ func (h *Health) add(name string, c check) {
 
 // Drain makes /readyz fail from now on.
 func (h *Health) Drain() {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.draining = true
+	h.draining.Store(true)
 }
 
 // checkTimeout bounds all checks together.
@@ -61,7 +60,7 @@ func (h *Health) report(ctx context.Context) (text string, ready bool) {
 	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
 	defer cancel()
 	h.mu.Lock()
-	checks, draining := maps.Clone(h.checks), h.draining
+	checks, draining := maps.Clone(h.checks), h.draining.Load()
 	h.mu.Unlock()
 	names := slices.Sorted(maps.Keys(checks))
 	answers := make([]error, len(names))

@@ -104,7 +104,7 @@ func (s *Service) Serve(name, addr string, secure *tls.Config, handler http.Hand
 		return nil, fmt.Errorf("listening for the %s: %w", name, err)
 	}
 	base, abandon := context.WithCancel(context.Background())
-	server := &http.Server{Handler: handler, BaseContext: func(net.Listener) context.Context { return base }, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 15 * time.Second, IdleTimeout: 60 * time.Second,
+	server := &http.Server{Handler: s.parting(handler), BaseContext: func(net.Listener) context.Context { return base }, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 15 * time.Second, IdleTimeout: 60 * time.Second,
 		MaxHeaderBytes: 64 << 10, TLSConfig: secure, ErrorLog: slog.NewLogLogger(s.Log.Handler(), slog.LevelDebug)}
 	s.Add(name, func(ctx context.Context) error {
 		defer abandon()
@@ -132,6 +132,17 @@ func (s *Service) Serve(name, addr string, secure *tls.Config, handler http.Hand
 		return nil
 	})
 	return listener.Addr(), nil
+}
+
+// parting has connections closed with their next answer while the program drains,
+// so that clients that keep them go elsewhere before the end instead of at it.
+func (s *Service) parting(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if s.Health.draining.Load() {
+			w.Header().Set("Connection", "close")
+		}
+		next.ServeHTTP(w, r)
+	})
 }
 
 // Run runs until the end of ctx, which [Program.Main] ends at SIGTERM, or the
