@@ -45,7 +45,7 @@ func NewCodec[A any](d *Definition[A], contracts *avro.Contracts, ids registry.I
 		t, _ := contract.Type(b.name) // it was checked
 		fingerprint := t.Newest().Fingerprint()
 		fmt.Fprintf(h, "event %s %x\n", b.name, fingerprint)
-		schema, err := avro.NewGoType(t.Newest(), b.goType)
+		schema, err := avro.NewGoType(t, b.goType)
 		failures = append(failures, err)
 		id, ok := ids[d.category][b.name]
 		if !ok {

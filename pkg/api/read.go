@@ -180,17 +180,12 @@ func (a *API) data(ctx context.Context, e *event.Event) (doc []byte, version int
 		doc, err = writer.AppendJSON(nil, body)
 		return doc, 0, err
 	}
-	for i, s := range typ.Versions {
-		if s.Fingerprint() == writer.Fingerprint() {
-			version = i + 1
-		}
-	}
-	resolution, err := avro.Resolve(writer, typ.Newest())
+	upgrade, err := typ.Upgrade(writer)
 	if err != nil {
 		return nil, 0, err
 	}
-	doc, err = resolution.AppendJSON(nil, body)
-	return doc, version, err
+	doc, err = upgrade.AppendJSON(nil, body)
+	return doc, upgrade.Version(), err
 }
 
 func (a *API) getCategories(w http.ResponseWriter, r *http.Request) error {

@@ -19,7 +19,7 @@ import (
 // Contracts are the event types of all categories, as a folder holds them:
 //
 //	events/<Category>/<EventType>.v<N>.avsc    versions 1 to n of an event type
-//	events/<Category>/category.yaml            optional: slots, partitions
+//	events/<Category>/category.yaml            optional: slots, partitions, compatibility
 type Contracts struct {
 	categories []*CategoryContract
 }
@@ -28,17 +28,11 @@ type Contracts struct {
 type CategoryContract struct {
 	Name              string
 	Slots, Partitions int
-	Types             []*EventType // by name
+	// Compatibility is how versions of event types must fit together, or "" where
+	// the category says nothing and BACKWARD_TRANSITIVE holds.
+	Compatibility Level
+	Types         []*EventType // by name
 }
-
-// EventType is one type of events in all of its versions, oldest first.
-type EventType struct {
-	Category, Name string
-	Versions       []*Schema
-}
-
-// Newest returns the schema of the last version.
-func (t *EventType) Newest() *Schema { return t.Versions[len(t.Versions)-1] }
 
 // Type returns an event type by its name.
 func (c *CategoryContract) Type(name string) (*EventType, bool) {
@@ -62,15 +56,12 @@ func (c *Contracts) Category(name string) (*CategoryContract, bool) {
 }
 
 // LoadContracts reads the contracts below a folder and checks them: names,
-// versions without a gap, every version readable by each later one, and no two
+// versions without a gap that fit together as [NewEventType] says, and no two
 // categories whose topics would have one name. All errors are reported together,
 // each with its file. A folder without events is no error.
-func LoadContracts(fsys fs.FS) (*Contracts, error) {
+func LoadContracts(fsys fs.FS, upcasters ...Upcaster) (*Contracts, error) {
 	entries, err := fs.ReadDir(fsys, "events")
-	if errors.Is(err, fs.ErrNotExist) {
-		return &Contracts{}, nil
-	}
-	if err != nil {
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("reading the contracts: %w", err)
 	}
 	c := &Contracts{}
@@ -80,15 +71,30 @@ func LoadContracts(fsys fs.FS) (*Contracts, error) {
 			failures = append(failures, fmt.Errorf("events/%s: a file where folders of categories belong", entry.Name()))
 			continue
 		}
-		category, err := loadCategory(fsys, entry.Name())
+		category, err := loadCategory(fsys, entry.Name(), upcasters)
 		failures = append(failures, err)
 		c.categories = append(c.categories, category)
 	}
 	failures = append(failures, c.checkTopics())
+	if errors.Join(failures...) == nil { // else a type that is refused would seem not to exist
+		for _, u := range upcasters {
+			failures = append(failures, c.checkTarget(u))
+		}
+	}
 	if err := errors.Join(failures...); err != nil {
 		return nil, err
 	}
 	return c, nil
+}
+
+// checkTarget refuses an upcaster of an event type that does not exist.
+func (c *Contracts) checkTarget(u Upcaster) error {
+	if category, ok := c.Category(u.Category); ok {
+		if _, ok := category.Type(u.Type); ok {
+			return nil
+		}
+	}
+	return fmt.Errorf("the upcaster of %s/%s from version %d: there is no such event type", u.Category, u.Type, u.From)
 }
 
 // checkTopics refuses categories that differ in case only.
@@ -106,7 +112,7 @@ func (c *Contracts) checkTopics() error {
 
 var schemaFile = regexp.MustCompile(`^([A-Za-z_][A-Za-z0-9_]*)\.v([1-9][0-9]{0,3})\.avsc$`)
 
-func loadCategory(fsys fs.FS, name string) (*CategoryContract, error) {
+func loadCategory(fsys fs.FS, name string, upcasters []Upcaster) (*CategoryContract, error) {
 	c := &CategoryContract{Name: name, Slots: event.DefaultSlots, Partitions: event.DefaultPartitions}
 	dir := path.Join("events", name)
 	if err := event.CheckCategory(name); err != nil {
@@ -141,11 +147,31 @@ func loadCategory(fsys fs.FS, name string) (*CategoryContract, error) {
 		versions[m[1]][n] = schema
 	}
 	for _, typ := range slices.Sorted(mapKeys(versions)) {
-		t := &EventType{Category: name, Name: typ}
-		failures = append(failures, t.collect(dir, versions[typ]))
-		c.Types = append(c.Types, t)
+		t, err := c.collect(typ, versions[typ], upcasters)
+		failures = append(failures, err)
+		if err == nil {
+			c.Types = append(c.Types, t)
+		}
 	}
 	return c, errors.Join(failures...)
+}
+
+// collect puts the versions of an event type into order.
+func (c *CategoryContract) collect(name string, versions map[int]*Schema, upcasters []Upcaster) (*EventType, error) {
+	var list []*Schema
+	for n := 1; n <= len(versions); n++ {
+		schema, ok := versions[n]
+		if !ok {
+			return nil, fmt.Errorf("events/%s/%s.v%d.avsc: the version is missing", c.Name, name, n)
+		}
+		list = append(list, schema)
+	}
+	level := c.Compatibility
+	if level == "" {
+		level = BackwardTransitive
+	}
+	upcasters = slices.DeleteFunc(slices.Clone(upcasters), func(u Upcaster) bool { return u.Category != c.Name || u.Type != name })
+	return NewEventType(c.Name, name, level, list, upcasters...)
 }
 
 func mapKeys[V any](m map[string]V) func(func(string) bool) {
@@ -163,7 +189,10 @@ func (c *CategoryContract) configure(fsys fs.FS, file string) error {
 	if err != nil {
 		return fmt.Errorf("reading %s: %w", file, err)
 	}
-	config := struct{ Slots, Partitions int }{c.Slots, c.Partitions}
+	config := struct {
+		Slots, Partitions int
+		Compatibility     string
+	}{c.Slots, c.Partitions, ""}
 	if err := yaml.UnmarshalWithOptions(raw, &config, yaml.Strict()); err != nil {
 		return fmt.Errorf("%s: %s", file, yaml.FormatError(err, false, true))
 	}
@@ -174,6 +203,12 @@ func (c *CategoryContract) configure(fsys fs.FS, file string) error {
 		return fmt.Errorf("%s: partitions is %d, which does not divide %d slots", file, config.Partitions, config.Slots)
 	}
 	c.Slots, c.Partitions = config.Slots, config.Partitions
+	if config.Compatibility == "" {
+		return nil
+	}
+	if c.Compatibility, err = ParseLevel(config.Compatibility); err != nil {
+		return fmt.Errorf("%s: %w", file, err)
+	}
 	return nil
 }
 
@@ -190,22 +225,4 @@ func loadSchema(fsys fs.FS, file, typ string) (*Schema, error) {
 		return nil, fmt.Errorf("%s: the record is named %s: name it %s", file, schema.Name(), typ)
 	}
 	return schema, nil
-}
-
-// collect puts the versions into order and checks that each can be read by all
-// later ones.
-func (t *EventType) collect(dir string, versions map[int]*Schema) error {
-	for n := 1; n <= len(versions); n++ {
-		schema, ok := versions[n]
-		if !ok {
-			return fmt.Errorf("%s/%s.v%d.avsc: the version is missing", dir, t.Name, n)
-		}
-		for i, old := range t.Versions {
-			if err := CheckBackward(old, schema); err != nil {
-				return fmt.Errorf("%s/%s.v%d.avsc: events of version %d cannot be read with it: %w", dir, t.Name, n, i+1, err)
-			}
-		}
-		t.Versions = append(t.Versions, schema)
-	}
-	return nil
 }

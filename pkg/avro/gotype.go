@@ -4,87 +4,59 @@ import (
 	"fmt"
 	"reflect"
 	"strings"
-	"sync"
-
-	"github.com/refoldhq/refold/pkg/strictjson"
 )
 
 // GoType is an event type together with the Go struct that programs use for it.
 // It reads payloads of every version and writes the newest. It is safe for
 // concurrent use.
 type GoType struct {
-	newest *Schema
-
-	mu  sync.RWMutex
-	old map[*Schema]*Resolution // nil for a schema that is the newest
+	typ *EventType
 }
 
 // NewGoType checks a Go struct against the newest schema of an event type: every
 // field of the schema has a field of the struct, by its `avro` tag, and the
 // other way round, and their types fit. The error names the field.
-func NewGoType(newest *Schema, t reflect.Type) (*GoType, error) {
-	if t.Kind() != reflect.Struct {
-		return nil, fmt.Errorf("%s is no struct", t)
+func NewGoType(typ *EventType, t reflect.Type) (*GoType, error) {
+	if err := typ.Newest().fits(t); err != nil {
+		return nil, err
 	}
-	if err := checkGo(newest.root, t, ""); err != nil {
-		return nil, fmt.Errorf("%s does not fit the schema of %s: %w", t, newest.Name(), err)
+	return &GoType{typ}, nil
+}
+
+// fits checks a Go struct against a schema.
+func (s *Schema) fits(t reflect.Type) error {
+	if t.Kind() != reflect.Struct {
+		return fmt.Errorf("%s is no struct", t)
+	}
+	if err := checkGo(s.root, t, ""); err != nil {
+		return fmt.Errorf("%s does not fit the schema of %s: %w", t, s.Name(), err)
 	}
 	// Zeros are the least value of any schema, so they show whether all types fit.
-	zeros := make([]byte, newest.root.min+1024)
-	if err := goCodec.Unmarshal(newest.parsed, zeros, reflect.New(t).Interface()); err != nil {
-		return nil, fmt.Errorf("%s does not fit the schema of %s: %w", t, newest.Name(), err)
+	zeros := make([]byte, s.root.min+1024)
+	if err := goCodec.Unmarshal(s.parsed, zeros, reflect.New(t).Interface()); err != nil {
+		return fmt.Errorf("%s does not fit the schema of %s: %w", t, s.Name(), err)
 	}
-	return &GoType{newest: newest, old: make(map[*Schema]*Resolution)}, nil
+	return nil
 }
 
 // Encode appends v, a value or pointer of the Go type, to dst as the newest
 // schema has it.
-func (g *GoType) Encode(dst []byte, v any) ([]byte, error) { return g.newest.EncodeGo(dst, v) }
+func (g *GoType) Encode(dst []byte, v any) ([]byte, error) { return g.typ.Newest().EncodeGo(dst, v) }
 
 // Decode reads a payload that was written with any version of the event type
 // into v, a pointer to the Go type. The error wraps [ErrCorrupt] for a payload
-// that is not what the writer's schema says.
+// that is not what the writer's schema says, or is an [*UpcastError].
 func (g *GoType) Decode(writer *Schema, payload []byte, v any) error {
-	resolution, err := g.resolution(writer)
+	upgrade, err := g.typ.Upgrade(writer)
 	if err != nil {
 		return err
 	}
-	if resolution == nil {
-		return g.newest.DecodeGo(payload, v)
-	}
-	doc, err := resolution.AppendJSON(nil, payload)
-	if err != nil {
-		return err
-	}
-	current, err := g.newest.EncodeJSON(nil, strictjson.NewReader(doc))
-	if err != nil {
-		return fmt.Errorf("reading an old %s as the newest: %w", g.newest.Name(), err)
-	}
-	return g.newest.DecodeGo(current, v)
-}
-
-// resolution returns how payloads of a writer are read, nil for as they are.
-func (g *GoType) resolution(writer *Schema) (*Resolution, error) {
-	if writer == g.newest {
-		return nil, nil
-	}
-	g.mu.RLock()
-	known, ok := g.old[writer]
-	g.mu.RUnlock()
-	if ok {
-		return known, nil
-	}
-	var resolution *Resolution
-	if writer.Fingerprint() != g.newest.Fingerprint() {
-		var err error
-		if resolution, err = Resolve(writer, g.newest); err != nil {
-			return nil, err
+	if !upgrade.same {
+		if payload, err = upgrade.Append(nil, payload); err != nil {
+			return err
 		}
 	}
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	g.old[writer] = resolution
-	return resolution, nil
+	return g.typ.Newest().DecodeGo(payload, v)
 }
 
 // checkGo compares the fields of records, which the codec does not: it leaves

@@ -47,7 +47,9 @@ func TestAGoStructReadsEveryVersionAndWritesTheNewest(t *testing.T) {
 	require.NoError(t, err)
 	again, err := avro.Parse([]byte(orderV2)) // as a registry gives it
 	require.NoError(t, err)
-	typ, err := avro.NewGoType(newest, reflect.TypeFor[order]())
+	orders, err := avro.NewEventType("Order", "OrderPlaced", avro.BackwardTransitive, []*avro.Schema{old, newest})
+	require.NoError(t, err)
+	typ, err := avro.NewGoType(orders, reflect.TypeFor[order]())
 	require.NoError(t, err)
 	payload, err := old.EncodeJSON(nil, strictjson.NewReader([]byte(
 		`{"client":"ada","total":7,"lines":[{"item":"x","count":2,"gone":"y"}],"tags":{"a":"b"},"at":"2026-01-02T03:04:05.000006Z"}`)))
@@ -81,7 +83,9 @@ func TestAGoStructReadsEveryVersionAndWritesTheNewest(t *testing.T) {
 
 func TestAGoStructThatDoesNotFitIsRefused(t *testing.T) {
 	t.Parallel()
-	newest, err := avro.Parse([]byte(orderV2))
+	schema, err := avro.Parse([]byte(orderV2))
+	require.NoError(t, err)
+	newest, err := avro.NewEventType("Order", "OrderPlaced", avro.BackwardTransitive, []*avro.Schema{schema})
 	require.NoError(t, err)
 	type shallow struct {
 		Customer string `avro:"customer"`

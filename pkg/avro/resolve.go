@@ -39,7 +39,10 @@ type resolved struct {
 	branches []*resolved
 	items    *resolved
 	missing  []*field // fields of the reader that take their default
+	from     []int    // of a record: for each field of the reader the writer's, -1 for its default
 	symbols  []int    // of an enum: the reader's symbol for each of the writer's, -1 for none
+	branch   int      // which branch of the reader's union this is, from 1; 0: the reader has no union
+	same     bool     // the writer's bytes are the reader's
 }
 
 type resolvedField struct {
@@ -49,6 +52,14 @@ type resolvedField struct {
 }
 
 func resolve(w, r *node, path string) (*resolved, error) {
+	n, err := resolveParts(w, r, path)
+	if err == nil && n.branch == 0 {
+		n.setSame()
+	}
+	return n, err
+}
+
+func resolveParts(w, r *node, path string) (*resolved, error) {
 	if w.kind == Union {
 		return resolveWriterUnion(w, r, path)
 	}
@@ -93,6 +104,8 @@ func compatible(w, r *node) bool {
 			return w.size == r.size && sameName(w, r)
 		case Decimal: // the scale is part of the meaning: reading with another one would move the point
 			return w.scale == r.scale && w.precision <= r.precision && w.fixed == r.fixed && (!w.fixed || w.size == r.size)
+		case Timestamp, TimeOfDay: // no digit may be lost
+			return w.millis || !r.millis
 		default:
 			return true
 		}
@@ -131,8 +144,8 @@ func unqualified(name string) string {
 
 func resolveRecord(w, r *node, path string) (*resolved, error) {
 	out := &resolved{w: w, r: r}
-	taken := make(map[*field]bool)
-	for _, wf := range w.fields {
+	taken := make(map[*field]int)
+	for i, wf := range w.fields {
 		rf := r.fieldFor(wf.name)
 		if rf == nil {
 			out.fields = append(out.fields, resolvedField{w: wf.node})
@@ -142,17 +155,21 @@ func resolveRecord(w, r *node, path string) (*resolved, error) {
 		if err != nil {
 			return nil, err
 		}
-		taken[rf] = true
+		if _, twice := taken[rf]; twice {
+			return nil, refuse(join(path, rf.name), "two fields of the old schema would become this one")
+		}
+		taken[rf] = i
 		out.fields = append(out.fields, resolvedField{child, wf.node, rf})
 	}
 	for _, rf := range r.fields {
-		if taken[rf] {
+		if i, ok := taken[rf]; ok {
+			out.from = append(out.from, i)
 			continue
 		}
 		if !rf.hasDefault {
-			return nil, refuse(join(path, rf.name), "the old schema lacks it and it has no default")
+			return nil, refuse(join(path, rf.name), "the old schema lacks it, and this %s has no default", rf.node.describeShort())
 		}
-		out.missing = append(out.missing, rf)
+		out.missing, out.from = append(out.missing, rf), append(out.from, -1)
 	}
 	return out, nil
 }
@@ -211,9 +228,13 @@ func resolveWriterUnion(w, r *node, path string) (*resolved, error) {
 // one to which the writer's type can be promoted.
 func resolveReaderUnion(w, r *node, path string) (*resolved, error) {
 	for _, same := range []bool{true, false} {
-		for _, b := range r.branches {
+		for i, b := range r.branches {
 			if (b.kind == w.kind) == same && compatible(w, b) {
-				return resolve(w, b, path)
+				n, err := resolve(w, b, path)
+				if err == nil {
+					n.branch = i + 1
+				}
+				return n, err
 			}
 		}
 	}

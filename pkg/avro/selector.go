@@ -10,6 +10,7 @@ import (
 type Selector struct {
 	root  *selection
 	paths int
+	bring func(payload []byte) ([]byte, error) // upcasts a payload first; nil for most
 }
 
 // NewSelector returns a selector that reads the fields at paths, which are those
@@ -20,12 +21,16 @@ func NewSelector(writer, reader *Schema, paths [][]string) (*Selector, error) {
 	if err != nil {
 		return nil, err
 	}
+	return newSelector(res, paths)
+}
+
+func newSelector(res *Resolution, paths [][]string) (*Selector, error) {
 	targets := make([]target, len(paths))
 	for i, path := range paths {
 		if len(path) == 0 {
 			return nil, fmt.Errorf("%w: an empty path", ErrNoField)
 		}
-		if _, err := reader.TypeOf(path...); err != nil {
+		if _, err := res.reader.TypeOf(path...); err != nil {
 			return nil, err
 		}
 		targets[i] = target{path, i}
@@ -34,16 +39,22 @@ func NewSelector(writer, reader *Schema, paths [][]string) (*Selector, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Selector{root, len(paths)}, nil
+	return &Selector{root: root, paths: len(paths)}, nil
 }
 
 // Select reads a payload into out, one value for each path. It checks the whole
 // payload as [Schema.Scan] does and allocates only for values that are JSON. A
 // field inside a record that is null is null. The values alias payload; after
-// an error, which wraps [ErrCorrupt], out holds anything.
+// an error, which wraps [ErrCorrupt] or is an [*UpcastError], out holds anything.
 func (s *Selector) Select(payload []byte, out []Value) error {
 	if len(out) != s.paths {
 		return fmt.Errorf("selecting %d fields into %d values", s.paths, len(out))
+	}
+	if s.bring != nil {
+		var err error
+		if payload, err = s.bring(payload); err != nil {
+			return err
+		}
 	}
 	c := cursor{in: payload}
 	if err := c.selectInto(s.root, out); err != nil {

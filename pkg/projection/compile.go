@@ -94,7 +94,7 @@ func (c *compiler) eventTypes(r ref) ([]*avro.EventType, error) {
 func (c *compiler) program(t *avro.EventType) *program {
 	p := c.plan.programs[t.Category][t.Name]
 	if p == nil {
-		p = &program{schema: t.Newest()}
+		p = &program{typ: t}
 		c.plan.programs[t.Category][t.Name] = p
 	}
 	return p

@@ -74,11 +74,8 @@ func (f *Folder) Begin(e *event.Event, writer *avro.Schema) (Outcome, error) {
 	}
 	selector := f.selectors[selectorKey{writer, f.program}]
 	if selector == nil {
-		if writer.Name() != e.Type && unrelated(writer, f.program.schema) {
-			return Applies, poison("the value is a %s, the event a %s", writer.Name(), e.Type)
-		}
-		if selector, err = avro.NewSelector(writer, f.program.schema, f.program.paths); err != nil {
-			return Applies, poison("the schema of the value cannot be read as that of %s: %v", e.Type, err)
+		if selector, err = f.program.selector(writer); err != nil {
+			return Applies, err
 		}
 		f.selectors[selectorKey{writer, f.program}] = selector
 	}
@@ -89,7 +86,22 @@ func (f *Folder) Begin(e *event.Event, writer *avro.Schema) (Outcome, error) {
 	return Applies, f.makeKey()
 }
 
-func unrelated(writer, reader *avro.Schema) bool { return avro.CheckBackward(writer, reader) != nil }
+// selector returns what reads the fields of the newest version from payloads of a
+// writer's schema, through upcasters where there are any.
+func (p *program) selector(writer *avro.Schema) (*avro.Selector, error) {
+	upgrade, err := p.typ.Upgrade(writer)
+	if err != nil && writer.Name() != p.typ.Name {
+		return nil, poison("the value is a %s, the event a %s", writer.Name(), p.typ.Name)
+	}
+	if err != nil {
+		return nil, poison("the schema of the value cannot be read as that of %s: %v", p.typ.Name, err)
+	}
+	selector, err := upgrade.Selector(p.paths)
+	if err != nil {
+		return nil, poison("the schema of the value cannot be read as that of %s: %v", p.typ.Name, err)
+	}
+	return selector, nil
+}
 
 // Key returns the key of the row that the event concerns; it is valid until the
 // next Begin.

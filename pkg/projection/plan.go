@@ -87,9 +87,9 @@ type keyPlan struct {
 
 // program is what the plan does with one event type.
 type program struct {
-	schema *avro.Schema // the newest, as which events are read
-	paths  [][]string   // fields that are decoded
-	key    []source     // parts of the key
+	typ    *avro.EventType // whose newest version events are read as
+	paths  [][]string      // fields that are decoded
+	key    []source        // parts of the key
 	ops    []op
 	remove bool
 }

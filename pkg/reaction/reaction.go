@@ -148,7 +148,7 @@ func On[E any](c *Consumer, react func(ctx context.Context, e Event[E]) error) {
 		c.fail(fmt.Errorf("%s: the category %s has no such event, or it is handled twice", t, c.cfg.Category))
 		return
 	}
-	schema, err := avro.NewGoType(contract.Newest(), t)
+	schema, err := avro.NewGoType(contract, t)
 	if err != nil {
 		c.fail(err)
 		return

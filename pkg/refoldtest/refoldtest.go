@@ -141,7 +141,7 @@ func inCategory(name string) string {
 func (k *kit) encode(t *avro.EventType, data any) ([]byte, error) {
 	frame := avro.AppendFrame(nil, k.ids[t.Category][t.Name])
 	if typ := reflect.TypeOf(data); typ != nil && typ.Kind() == reflect.Struct {
-		codec, err := avro.NewGoType(t.Newest(), typ)
+		codec, err := avro.NewGoType(t, typ)
 		if err != nil {
 			return nil, err
 		}

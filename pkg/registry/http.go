@@ -281,15 +281,15 @@ func (h handler) compatible(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	before := make([]earlier, len(list))
+	before := make([]avro.Numbered, len(list))
 	for i, v := range list {
 		old, err := h.registry.SchemaByID(r.Context(), v.ID)
 		if err != nil {
 			return nil, err
 		}
-		before[i] = earlier{v.Version, old}
+		before[i] = avro.Numbered{Version: v.Version, Schema: old}
 	}
-	reasons := incompatibilities(level, schema, before)
+	reasons := level.Check(schema, before)
 	out := map[string]any{"is_compatible": len(reasons) == 0}
 	if r.URL.Query().Get("verbose") == "true" {
 		out["messages"] = append([]string{}, reasons...)
@@ -308,10 +308,12 @@ func (h handler) config(r *http.Request) (any, error) {
 
 func (h handler) setConfig(r *http.Request) (any, error) {
 	var body struct{ Compatibility string }
-	if err := json.NewDecoder(r.Body).Decode(&body); err != nil || !knownLevel(body.Compatibility) {
+	err := json.NewDecoder(r.Body).Decode(&body)
+	level, bad := avro.ParseLevel(body.Compatibility)
+	if err != nil || bad != nil {
 		return nil, &apiError{codeBadLevel, "Invalid compatibility level. Valid values are none, backward, forward, full, backward_transitive, forward_transitive, and full_transitive"}
 	}
-	return map[string]any{"compatibility": body.Compatibility}, h.registry.SetCompatibility(r.Context(), r.PathValue("subject"), body.Compatibility)
+	return map[string]any{"compatibility": level}, h.registry.SetCompatibility(r.Context(), r.PathValue("subject"), level)
 }
 
 // resetConfig answers with the level that held until now, as Confluent's does.

@@ -10,6 +10,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 
 	"github.com/jackc/pgx/v5"
@@ -46,13 +47,19 @@ func New(pool *pgxpool.Pool) *Registry {
 // returns its id. A schema that the subject's level of compatibility does not
 // allow is refused with an [*Incompatible], and nothing is kept of it.
 func (r *Registry) Register(ctx context.Context, subject string, schema *avro.Schema) (id int, err error) {
+	return r.register(ctx, subject, schema, nil)
+}
+
+// register is Register, but for versions that an upcaster lies behind: with these
+// the schema need not be compatible.
+func (r *Registry) register(ctx context.Context, subject string, schema *avro.Schema, upcast []*avro.Schema) (id int, err error) {
 	err = pgx.BeginFunc(ctx, r.pool, func(tx pgx.Tx) error {
 		// One registration at a time: versions are dense, and each is compared with
 		// all before it.
 		if _, err := tx.Exec(ctx, `select pg_advisory_xact_lock(hashtextextended('refold.registry', 0))`); err != nil {
 			return err
 		}
-		id, err = register(ctx, tx, subject, schema)
+		id, err = register(ctx, tx, subject, schema, upcast)
 		return err
 	})
 	if err != nil {
@@ -61,7 +68,7 @@ func (r *Registry) Register(ctx context.Context, subject string, schema *avro.Sc
 	return id, nil
 }
 
-func register(ctx context.Context, tx pgx.Tx, subject string, schema *avro.Schema) (id int, err error) {
+func register(ctx context.Context, tx pgx.Tx, subject string, schema *avro.Schema, upcast []*avro.Schema) (id int, err error) {
 	fingerprint := schema.Fingerprint()
 	var there bool
 	err = tx.QueryRow(ctx, `select id, exists (select from refold.subject_version v where v.subject = $2 and v.schema = s.id)
@@ -70,7 +77,7 @@ func register(ctx context.Context, tx pgx.Tx, subject string, schema *avro.Schem
 	if err != nil && !fresh || there {
 		return id, err
 	}
-	if err := checkRegistration(ctx, tx, subject, schema); err != nil {
+	if err := checkRegistration(ctx, tx, subject, schema, upcast); err != nil {
 		return 0, err
 	}
 	if fresh {
@@ -85,8 +92,9 @@ func register(ctx context.Context, tx pgx.Tx, subject string, schema *avro.Schem
 	return id, err
 }
 
-// checkRegistration compares a schema with the versions of a subject.
-func checkRegistration(ctx context.Context, tx pgx.Tx, subject string, schema *avro.Schema) error {
+// checkRegistration compares a schema with the versions of a subject, but for those
+// that are upcast.
+func checkRegistration(ctx context.Context, tx pgx.Tx, subject string, schema *avro.Schema, upcast []*avro.Schema) error {
 	level, _, err := compatibility(ctx, tx, subject)
 	if err != nil {
 		return err
@@ -95,15 +103,17 @@ func checkRegistration(ctx context.Context, tx pgx.Tx, subject string, schema *a
 	if err != nil {
 		return err
 	}
-	before := make([]earlier, len(list))
-	for i, v := range list {
+	var before []avro.Numbered
+	for _, v := range list {
 		old, err := avro.Parse([]byte(v.Schema))
 		if err != nil {
 			return fmt.Errorf("parsing schema %d: %w", v.ID, err)
 		}
-		before[i] = earlier{v.Version, old}
+		if !slices.ContainsFunc(upcast, func(s *avro.Schema) bool { return s.Fingerprint() == old.Fingerprint() }) {
+			before = append(before, avro.Numbered{Version: v.Version, Schema: old})
+		}
 	}
-	if reasons := incompatibilities(level, schema, before); len(reasons) > 0 {
+	if reasons := level.Check(schema, before); len(reasons) > 0 {
 		return &Incompatible{Subject: subject, Level: level, Reasons: reasons}
 	}
 	return nil
@@ -217,14 +227,14 @@ func (r *Registry) Usages(ctx context.Context, id int) ([]Version, error) {
 
 // Compatibility returns the level that holds for a subject, or that of all others
 // for "", and whether it is the subject's own.
-func (r *Registry) Compatibility(ctx context.Context, subject string) (level string, own bool, err error) {
+func (r *Registry) Compatibility(ctx context.Context, subject string) (level avro.Level, own bool, err error) {
 	return compatibility(ctx, r.pool, subject)
 }
 
-func compatibility(ctx context.Context, q querier, subject string) (level string, own bool, err error) {
+func compatibility(ctx context.Context, q querier, subject string) (level avro.Level, own bool, err error) {
 	err = q.QueryRow(ctx, `select compatibility, subject = $1 from refold.registry_config where subject in ($1, '') order by subject desc limit 1`, subject).Scan(&level, &own)
 	if errors.Is(err, pgx.ErrNoRows) {
-		return DefaultLevel, subject == "", nil
+		return avro.BackwardTransitive, subject == "", nil
 	}
 	if err != nil {
 		return "", false, fmt.Errorf("reading the compatibility of %s: %w", subject, err)
@@ -233,7 +243,7 @@ func compatibility(ctx context.Context, q querier, subject string) (level string
 }
 
 // SetCompatibility sets the level of a subject, or that of all others for "".
-func (r *Registry) SetCompatibility(ctx context.Context, subject, level string) error {
+func (r *Registry) SetCompatibility(ctx context.Context, subject string, level avro.Level) error {
 	_, err := r.pool.Exec(ctx, `insert into refold.registry_config values ($1, $2) on conflict (subject) do update set compatibility = excluded.compatibility`, subject, level)
 	if err != nil {
 		return fmt.Errorf("setting the compatibility of %s: %w", subject, err)
@@ -254,14 +264,20 @@ func (r *Registry) ResetCompatibility(ctx context.Context, subject string) error
 type IDs map[string]map[string]int
 
 // RegisterContracts registers every version of every event type, oldest first,
-// under <topic>-<full name of the record>.
+// under <topic>-<full name of the record>. Where a category says how versions must
+// fit together, it is said of its subjects too.
 func (r *Registry) RegisterContracts(ctx context.Context, contracts *avro.Contracts, topicOf func(category string) string) (IDs, error) {
 	ids := make(IDs)
 	for _, category := range contracts.Categories() {
 		ids[category.Name] = make(map[string]int)
 		for _, typ := range category.Types {
-			for _, schema := range typ.Versions {
-				id, err := r.Register(ctx, topicOf(category.Name)+"-"+schema.FullName(), schema)
+			for i, schema := range typ.Versions {
+				subject := topicOf(category.Name) + "-" + schema.FullName()
+				if err := r.adoptLevel(ctx, subject, category.Compatibility); err != nil {
+					return nil, err
+				}
+				upcast := typ.Versions[:i-len(typ.Comparable(i+1))]
+				id, err := r.register(ctx, subject, schema, upcast)
 				if err != nil {
 					return nil, err
 				}
@@ -270,4 +286,15 @@ func (r *Registry) RegisterContracts(ctx context.Context, contracts *avro.Contra
 		}
 	}
 	return ids, nil
+}
+
+// adoptLevel has a category's level hold for a subject; "" leaves the subject's.
+func (r *Registry) adoptLevel(ctx context.Context, subject string, level avro.Level) error {
+	if level == "" {
+		return nil
+	}
+	if now, own, err := r.Compatibility(ctx, subject); err != nil || own && now == level {
+		return err
+	}
+	return r.SetCompatibility(ctx, subject, level)
 }
