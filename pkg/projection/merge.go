@@ -23,7 +23,7 @@ func (p *Plan) MergeSQL(leaf string) string {
 	}
 	return fmt.Sprintf(`insert into %s as t (projection_name, version, key, data, state)
 		select $1, $2, k, d, s from unnest($3::text[], $4::jsonb[], $5::jsonb[]) u (k, d, s) order by k collate "C"
-		on conflict (key) do update set data = %s, state = %s, updated_at = clock_timestamp()`, leaf, object(data), object(state))
+		on conflict (key) do update set data = %s, state = jsonb_strip_nulls(%s), updated_at = clock_timestamp()`, leaf, object(data), object(state))
 }
 
 // object builds a JSON object of pairs; a function takes 100 arguments only.

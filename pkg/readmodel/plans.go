@@ -14,7 +14,7 @@ type Plans struct {
 	contracts *avro.Contracts
 
 	mu    sync.Mutex
-	plans map[string]*projection.Plan // by leaf, whose names are never used twice
+	plans map[string]*projection.Plan // by name and definition: that of a version may change in place
 }
 
 // NewPlans returns an empty cache.
@@ -26,7 +26,8 @@ func NewPlans(contracts *avro.Contracts) *Plans {
 func (p *Plans) Plan(v Version) (*projection.Plan, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if plan := p.plans[v.Leaf]; plan != nil {
+	key := v.Projection + "\n" + v.Definition
+	if plan := p.plans[key]; plan != nil {
 		return plan, nil
 	}
 	definitions, err := projection.ParseDefinitions(fmt.Sprintf("%s v%d", v.Projection, v.Number), []byte(v.Definition))
@@ -41,7 +42,7 @@ func (p *Plans) Plan(v Version) (*projection.Plan, error) {
 		if err != nil {
 			return nil, fmt.Errorf("compiling %s version %d: %w", v.Projection, v.Number, err)
 		}
-		p.plans[v.Leaf] = plan
+		p.plans[key] = plan
 		return plan, nil
 	}
 	return nil, fmt.Errorf("the definition of %s version %d is not in the catalogue", v.Projection, v.Number)

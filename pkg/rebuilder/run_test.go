@@ -35,6 +35,22 @@ func TestRebuiltRowsAreTheLiveOnes(t *testing.T) {
 	}
 }
 
+// A shared row has the same state whether its events came in one batch or in
+// several, also where a field has no value yet.
+func TestSharedRowsDoNotTellHowManyBatchesMadeThem(t *testing.T) {
+	t.Parallel()
+	w := setup(t, sharedYAML)
+	w.versions["user-1"] = 1 // so that the hour has no UserCreated
+	w.live()
+	for n := range 3 {
+		w.append(w.event("user-1", fmt.Sprintf("%d@example.com", n)))
+		w.settle("shared", 1)
+	}
+	done, err := w.rebuilder().Run(w.ctx, "shared", Options{Verify: VerifyFull}, nil)
+	require.NoError(t, err)
+	require.Equal(t, w.rows("shared", 1), w.rows("shared", done.Version))
+}
+
 // A job that is killed anywhere is resumed by the next one, with the same rows.
 func TestKillAtEveryPointAndResume(t *testing.T) {
 	t.Parallel()

@@ -66,6 +66,7 @@ fields:
   hour:   {key: true}
   events: {count: "*"}
   last:   {last: [UserCreated.email, UserEmailChanged.newEmail]}
+  newest: {last: UserCreated.email}
   seen:   {max: "*.$time"}
 `
 
