@@ -9,10 +9,11 @@ package kafka
 
 import (
 	"errors"
-	"strconv"
+	"fmt"
 	"unsafe"
 
 	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"github.com/refoldhq/refold/pkg/event"
 )
@@ -37,52 +38,21 @@ const (
 	headerParent      = "traceparent"
 )
 
-// ToRecord returns the record of an event. Key and value alias the event's. All
-// header values lie in one allocation.
+// ToRecord returns the record of an event as [Batch] encodes it, for those who
+// hand records to a client one by one.
 func ToRecord(e *event.Event, topic string, partition int32) *kgo.Record {
-	w := headerWriter{buf: make([]byte, 0, 256+len(e.Stream)), headers: make([]kgo.RecordHeader, 0, 16)}
-	w.text(headerSpec, "1.0")
-	w.add(headerID, e.ID.Append(w.buf))
-	w.text(headerSource, "refold/"+e.Category)
-	w.text(headerType, e.Type)
-	w.text(headerSubject, e.Stream)
-	w.add(headerTime, e.Time.Append(w.buf))
-	w.text(headerContent, "application/avro")
-	w.add(headerRecorded, e.Recorded.Append(w.buf))
-	w.add(headerVersion, strconv.AppendInt(w.buf, e.Version, 10))
-	w.add(headerSlot, strconv.AppendInt(w.buf, int64(e.Slot), 10))
-	w.add(headerSeq, strconv.AppendInt(w.buf, e.Seq, 10))
-	if !e.PrevID.IsZero() {
-		w.add(headerPrevID, e.PrevID.Append(w.buf))
+	var b Batch
+	b.Add(e)
+	var raw kmsg.Record
+	if err := raw.ReadFrom(b.records); err != nil {
+		panic(fmt.Sprintf("reading a record that was just encoded: %v", err))
 	}
-	for _, m := range [...]struct{ name, value string }{{headerActor, e.Metadata.Actor}, {headerCorrelation, e.Metadata.CorrelationID},
-		{headerCausation, e.Metadata.CausationID}, {headerParent, e.Metadata.Traceparent}} {
-		if m.value != "" {
-			w.text(m.name, m.value)
-		}
+	r := &kgo.Record{Topic: topic, Partition: partition, Key: raw.Key, Value: raw.Value, Timestamp: e.Recorded.Std()}
+	for _, h := range raw.Headers {
+		r.Headers = append(r.Headers, kgo.RecordHeader{Key: h.Key, Value: h.Value})
 	}
-	return &kgo.Record{Topic: topic, Partition: partition, Key: bytesOf(e.Stream), Value: e.Value, Headers: w.headers, Timestamp: e.Recorded.Std()}
+	return r
 }
-
-// headerWriter collects header values in one buffer.
-type headerWriter struct {
-	buf     []byte
-	headers []kgo.RecordHeader
-}
-
-// add takes a buffer that was appended to and makes what is new a header.
-func (w *headerWriter) add(name string, grown []byte) {
-	start := len(w.buf)
-	w.buf = grown
-	w.headers = append(w.headers, kgo.RecordHeader{Key: name, Value: grown[start:len(grown):len(grown)]})
-}
-
-func (w *headerWriter) text(name, value string) {
-	w.headers = append(w.headers, kgo.RecordHeader{Key: name, Value: bytesOf(value)})
-}
-
-// bytesOf returns the bytes of a string, which nobody may change.
-func bytesOf(s string) []byte { return unsafe.Slice(unsafe.StringData(s), len(s)) }
 
 // stringOf returns bytes, which nobody changes any more, as a string.
 func stringOf(b []byte) string { return unsafe.String(unsafe.SliceData(b), len(b)) }

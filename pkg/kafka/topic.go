@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 
 	"github.com/twmb/franz-go/pkg/kadm"
@@ -35,9 +37,17 @@ type Topic struct {
 	Warnings []string
 }
 
-// EnsureTopic makes a topic if it is missing, and checks it. A topic with
-// another number of partitions is an error: its events would be in the wrong
-// places.
+// ErrPartitions is wrapped when a topic has another number of partitions than
+// its category: its events would be in the wrong places.
+var ErrPartitions = errors.New("the topic and the category differ in partitions")
+
+// ErrRights is wrapped when the brokers refuse us for lack of rights. The message
+// names the right and how to grant it.
+var ErrRights = errors.New("the Kafka user lacks a right")
+
+// EnsureTopic makes a topic if it is missing, and checks it. Errors wrap
+// [ErrPartitions] or [ErrRights] where these are the cause. A user who may not
+// read settings still gets the topic, and a warning.
 func EnsureTopic(ctx context.Context, admin *kadm.Client, name string, partitions int) (Topic, error) {
 	configs := make(map[string]*string)
 	for key, value := range settings {
@@ -47,17 +57,27 @@ func EnsureTopic(ctx context.Context, admin *kadm.Client, name string, partition
 	if err == nil {
 		err = created.Err
 	}
-	if err != nil && !errors.Is(err, kerr.TopicAlreadyExists) {
-		return Topic{}, fmt.Errorf("creating the topic %s: %w", name, err)
-	}
 	topic := Topic{ID: created.ID, Partitions: partitions}
-	if err != nil { // it was there; one that was just made may not be known to every broker yet
+	switch {
+	case err == nil:
+	case errors.Is(err, kerr.TopicAlreadyExists): // one that was just made may not be known to every broker yet
 		if topic, err = ReadTopic(ctx, admin, name); err != nil {
 			return topic, err
 		}
+	case unauthorized(err):
+		// Somebody else may make topics here, and has.
+		if found, readErr := ReadTopic(ctx, admin, name); readErr == nil {
+			topic = found
+			break
+		}
+		return Topic{}, fmt.Errorf("creating the topic %s: %w: grant it CREATE on the topic, or make the topic with %d partitions and %s: %w",
+			name, ErrRights, partitions, settingsText(), err)
+	default:
+		return Topic{}, fmt.Errorf("creating the topic %s: %w", name, err)
 	}
 	if topic.Partitions != partitions {
-		return topic, fmt.Errorf("the topic %s has %d partitions, the category has %d: events would be in the wrong places", name, topic.Partitions, partitions)
+		return topic, fmt.Errorf("%w: the topic %s has %d, its category has %d; make the topic anew, or set the category's partitions before its first event",
+			ErrPartitions, name, topic.Partitions, partitions)
 	}
 	topic.Warnings, err = checkSettings(ctx, admin, name)
 	return topic, err
@@ -69,25 +89,31 @@ var ErrNoTopic = errors.New("no such topic")
 // ReadTopic returns the id and the partitions of a topic.
 func ReadTopic(ctx context.Context, admin *kadm.Client, name string) (Topic, error) {
 	topics, err := admin.ListTopics(ctx, name)
-	if err != nil {
-		return Topic{}, fmt.Errorf("looking up the topic %s: %w", name, err)
-	}
 	detail, ok := topics[name]
-	if !ok || errors.Is(detail.Err, kerr.UnknownTopicOrPartition) {
+	switch err = errors.Join(err, detail.Err); {
+	case unauthorized(err):
+		return Topic{}, fmt.Errorf("looking up the topic %s: %w: grant it DESCRIBE, READ and WRITE on the topic: %w", name, ErrRights, err)
+	case errors.Is(err, kerr.UnknownTopicOrPartition) || err == nil && !ok:
 		return Topic{}, fmt.Errorf("%w: %s", ErrNoTopic, name)
-	}
-	if detail.Err != nil {
-		return Topic{}, fmt.Errorf("looking up the topic %s: %w", name, detail.Err)
+	case err != nil:
+		return Topic{}, fmt.Errorf("looking up the topic %s: %w", name, err)
 	}
 	return Topic{ID: detail.ID, Partitions: len(detail.Partitions)}, nil
 }
 
 func checkSettings(ctx context.Context, admin *kadm.Client, name string) (warnings []string, err error) {
+	const noRight = "its settings could not be read: grant the Kafka user DESCRIBE_CONFIGS on the topic"
 	described, err := admin.DescribeTopicConfigs(ctx, name)
+	if unauthorized(err) {
+		return []string{noRight}, nil
+	}
 	if err != nil {
 		return nil, fmt.Errorf("reading the settings of the topic %s: %w", name, err)
 	}
 	for _, resource := range described {
+		if unauthorized(resource.Err) {
+			warnings = append(warnings, noRight)
+		}
 		for _, c := range resource.Configs {
 			if want, ours := settings[c.Key]; ours && c.Value != nil && *c.Value != want {
 				warnings = append(warnings, fmt.Sprintf("%s is %s, should be %s", c.Key, *c.Value, want))
@@ -95,4 +121,17 @@ func checkSettings(ctx context.Context, admin *kadm.Client, name string) (warnin
 		}
 	}
 	return warnings, nil
+}
+
+func unauthorized(err error) bool {
+	return errors.Is(err, kerr.TopicAuthorizationFailed) || errors.Is(err, kerr.ClusterAuthorizationFailed)
+}
+
+// settingsText returns the settings as an operator would write them.
+func settingsText() string {
+	var all []string
+	for _, key := range slices.Sorted(maps.Keys(settings)) {
+		all = append(all, key+"="+settings[key])
+	}
+	return strings.Join(all, " ")
 }
