@@ -74,11 +74,11 @@ func (c *cache) find(m *Model, k cacheKey, token event.Token) *entry {
 }
 
 func (c *cache) look(m *Model, k cacheKey, token event.Token) *entry {
-	if c.entries == nil || !c.validity.reliable(time.Now()) {
+	if c.entries == nil {
 		return nil
 	}
 	e, ok := c.entries.GetIfPresent(k)
-	if !ok || !c.validity.rows(m.stamps, e.of.begun, e.keys...) {
+	if !ok || !c.holds(m, e) {
 		return nil
 	}
 	// Whether an event was parked is known of a snapshot in which none was.
@@ -97,13 +97,20 @@ func hasWritten(token event.Token) bool {
 	return false
 }
 
-// keep stores an answer, unless it is invalid already.
+// keep stores an answer, unless it is invalid already or older than what is kept.
 func (c *cache) keep(m *Model, k cacheKey, e *entry) {
-	if c.entries == nil || !c.validity.reliable(time.Now()) || !c.validity.rows(m.stamps, e.of.begun, e.keys...) {
+	if c.entries == nil || !c.holds(m, e) {
 		return
 	}
-	if before, ok := c.entries.GetIfPresent(k); ok && before.of.begun > e.of.begun {
-		return
-	}
-	c.entries.Set(k, e)
+	c.entries.Compute(k, func(before *entry, found bool) (*entry, otter.ComputeOp) {
+		if found && c.holds(m, before) && !e.of.follows(before.of) {
+			return before, otter.CancelOp
+		}
+		return e, otter.WriteOp
+	})
+}
+
+// holds tells whether an answer may still be given.
+func (c *cache) holds(m *Model, e *entry) bool {
+	return c.validity.reliable(time.Now()) && c.validity.rows(m.stamps, e.of.begun, e.keys...)
 }

@@ -21,11 +21,20 @@ type fill struct {
 	err   error
 }
 
-// do joins a read that is under way, or begins one. An exclusive read is not
-// shared: it asks for more than the key says.
-func (f *fills) do(ctx context.Context, k cacheKey, exclusive bool, read func(context.Context) (*entry, error)) (*entry, error) {
+// do makes one read for all who ask while another is under way: that one may have
+// read before they asked, so its answer is theirs only if it still holds. An
+// exclusive read is not shared: it asks for more than the key says.
+func (f *fills) do(ctx context.Context, k cacheKey, exclusive bool, holds func(*entry) bool, read func(context.Context) (*entry, error)) (*entry, error) {
 	if exclusive {
 		return read(ctx)
+	}
+	f.mu.Lock()
+	before := f.running[k]
+	f.mu.Unlock()
+	if before != nil {
+		if e, err := before.await(ctx); ctx.Err() != nil || err == nil && holds(e) {
+			return e, err
+		}
 	}
 	f.mu.Lock()
 	running := f.running[k]
@@ -35,9 +44,13 @@ func (f *fills) do(ctx context.Context, k cacheKey, exclusive bool, read func(co
 		go f.run(context.WithoutCancel(ctx), k, running, read)
 	}
 	f.mu.Unlock()
+	return running.await(ctx)
+}
+
+func (f *fill) await(ctx context.Context) (*entry, error) {
 	select {
-	case <-running.done:
-		return running.entry, running.err
+	case <-f.done:
+		return f.entry, f.err
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
 	}

@@ -25,7 +25,8 @@ type snapshot struct {
 
 // getter reads rows by key: one statement, one snapshot, for all who ask while
 // others are being served. Under load that makes the statement's fixed costs
-// those of dozens of rows; an idle getter serves a single key at once.
+// those of dozens of rows; an idle getter serves a single key at once. A row is
+// read after it was asked for: nobody joins a statement that has begun.
 type getter struct {
 	pool     *pgxpool.Pool
 	validity *validity
@@ -34,7 +35,7 @@ type getter struct {
 
 	mu      sync.Mutex
 	queue   []*get
-	joined  map[string]*get // by key: queued or being read, and without marks of their own
+	joined  map[string]*get // by key: queued, and without marks of their own
 	running int
 }
 
@@ -129,6 +130,11 @@ func (g *getter) take() []*get {
 	}
 	batch := g.queue[:n:n]
 	g.queue = g.queue[n:]
+	for _, c := range batch {
+		if c.shared {
+			delete(g.joined, c.key)
+		}
+	}
 	return batch
 }
 
@@ -141,13 +147,6 @@ func (g *getter) answer(batch []*get) {
 		keys, marks = append(keys, c.key), append(marks, c.marks...)
 	}
 	rows, of, err := g.read(ctx, keys, marks)
-	g.mu.Lock()
-	for _, c := range batch {
-		if c.shared {
-			delete(g.joined, c.key)
-		}
-	}
-	g.mu.Unlock()
 	for _, c := range batch {
 		c.row, c.of, c.err = rows[c.key], of, err
 		close(c.done)
@@ -217,6 +216,15 @@ func markColumns(marks []event.Mark) (categories []string, slots []int16, seqs [
 		categories, slots, seqs = append(categories, m.Category), append(slots, int16(m.Slot)), append(seqs, m.Seq)
 	}
 	return categories, slots, seqs
+}
+
+// follows tells whether the snapshot is at least as new as another of the same
+// version. Where neither has more progress it is the clock that tells.
+func (s *snapshot) follows(other *snapshot) bool {
+	if !s.progress.contains(other.progress) {
+		return false
+	}
+	return s.begun >= other.begun || !other.progress.contains(s.progress)
 }
 
 // judge tells whether rows of the snapshot contain a token.

@@ -91,7 +91,8 @@ func (r *Reader) List(ctx context.Context, name string, q ListQuery, fresh Fresh
 			}
 		}
 		var err error
-		if e, err = r.fills.do(ctx, k, len(marks) > 0, func(ctx context.Context) (*entry, error) { return l.read(ctx, m, marks) }); err != nil {
+		holds := func(e *entry) bool { return r.cache.holds(m, e) }
+		if e, err = r.fills.do(ctx, k, len(marks) > 0, holds, func(ctx context.Context) (*entry, error) { return l.read(ctx, m, marks) }); err != nil {
 			return nil, err
 		}
 		if e.of.state == stateActive {

@@ -30,20 +30,22 @@ type models struct {
 	plans    *Plans
 	validity *validity
 
-	mu     sync.Mutex
-	active map[string]*Model // by name
-	byLeaf map[string]*Model
+	mu        sync.Mutex
+	active    map[string]*Model // by name, while it is not doubted
+	served    map[string]*Model // by name, that was active last
+	forgotten uint64            // how often active was doubted
+	byLeaf    map[string]*Model
 }
 
 func newModels(pool *pgxpool.Pool, plans *Plans, validity *validity) *models {
-	return &models{pool: pool, plans: plans, validity: validity, active: make(map[string]*Model), byLeaf: make(map[string]*Model)}
+	return &models{pool: pool, plans: plans, validity: validity, active: make(map[string]*Model), served: make(map[string]*Model), byLeaf: make(map[string]*Model)}
 }
 
 // current returns the version that was active when last asked for; it asks the
 // database about names that it does not know.
 func (m *models) current(ctx context.Context, name string) (*Model, error) {
 	m.mu.Lock()
-	model := m.active[name]
+	model, forgotten := m.active[name], m.forgotten
 	m.mu.Unlock()
 	if model != nil {
 		return model, nil
@@ -52,10 +54,26 @@ func (m *models) current(ctx context.Context, name string) (*Model, error) {
 	if err != nil {
 		return nil, err
 	}
+	m.adopt(model, forgotten)
+	return model, nil
+}
+
+// adopt takes note of the version that is active, unless another look at the
+// catalogue was asked for since this one began, which may be the older of the two.
+//
+// What was kept of the version when it served before falls. It may lack what the
+// version that served meanwhile has shown, as invalidations come after commits,
+// each version's in their own time; its rows lack nothing, see [Flip].
+func (m *models) adopt(model *Model, forgotten uint64) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.active[name] = model
-	return model, nil
+	name := model.Version.Projection
+	if m.served[name] != model {
+		m.validity.changed(model.id, nil, true)
+	}
+	if m.forgotten == forgotten {
+		m.active[name], m.served[name] = model, model
+	}
 }
 
 // numbered returns a version that is not retired, active or not.
@@ -68,6 +86,7 @@ func (m *models) numbered(ctx context.Context, name string, number int) (*Model,
 func (m *models) forget(model *Model) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	m.forgotten++
 	if m.active[model.Version.Projection] == model {
 		delete(m.active, model.Version.Projection)
 	}

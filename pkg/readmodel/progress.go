@@ -91,6 +91,19 @@ func (p *Progress) Covers(token event.Token) bool {
 	return true
 }
 
+// contains tells whether it is as far as another of the same version in every slot.
+func (p *Progress) contains(other *Progress) bool {
+	for i := range other.categories {
+		c := &other.categories[i]
+		for slot, seq := range c.seqs {
+			if reached, _ := p.Seq(c.name, slot); reached < seq {
+				return false
+			}
+		}
+	}
+	return true
+}
+
 // ofStream returns the mark of the slot that the stream named key falls into,
 // for rows that one stream feeds.
 func (p *Progress) ofStream(key string) (event.Mark, bool) {

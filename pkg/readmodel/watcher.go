@@ -182,7 +182,6 @@ func (w *Watcher) listen(ctx context.Context) error {
 	if _, err := conn.Exec(listening, `listen `+Channel+`; listen refold_catalogue`); err != nil {
 		return err
 	}
-	w.validity.flush() // what was read before anybody listened
 	for due, earliest := time.Now(), time.Now(); ; {
 		if w.takeAsked() {
 			due = earliest
@@ -231,6 +230,7 @@ func (w *Watcher) hear(ctx context.Context, conn *pgx.Conn, due time.Time) error
 func (w *Watcher) take(payload string) {
 	a, err := ParseAnnouncement(payload)
 	if err != nil { // of the catalogue, or of somebody else
+		w.active.Store(nil) // which version serves is to be looked up
 		w.mu.Lock()
 		w.asked = true
 		w.interrupt()
@@ -352,6 +352,9 @@ func (w *Watcher) compare(began time.Time, found map[versionID]*position, active
 	}
 	before := w.active.Swap(&active)
 	moved := before == nil || !maps.Equal(*before, active) || !maps.EqualFunc(w.positions, found, func(a, b *position) bool { return a.progress.TokenText() == b.progress.TokenText() })
+	if !w.validity.reliable(time.Now()) {
+		w.validity.flush() // what is kept may be older than what was read meanwhile
+	}
 	w.positions, w.up, w.looked = found, true, began
 	w.validity.rely(began.Add(MaxUnseen))
 	close(w.inspected)
