@@ -315,7 +315,6 @@ func (w *worker) serve() error {
 		}
 		select {
 		case <-w.ctx.Done():
-			return nil
 		case err := <-w.failed:
 			w.refetch = true
 			return err
