@@ -40,14 +40,14 @@ imagePullSecrets: {{- range . }}
 {{- end }}
 {{- if hasKey $v "topologySpreadConstraints" }}
 topologySpreadConstraints:
-{{- if kindIs "invalid" $v.topologySpreadConstraints }}
+{{- with $v.topologySpreadConstraints }}
+{{- toYaml . | nindent 0 }}
+{{- else }}
 - maxSkew: 1
   topologyKey: kubernetes.io/hostname
   whenUnsatisfiable: ScheduleAnyway
   labelSelector:
-    matchLabels: {{- include "refold.selector" . | nindent 6 }}
-{{- else }}
-{{- toYaml $v.topologySpreadConstraints | nindent 0 }}
+    matchLabels: {{- include "refold.selector" $ | nindent 6 }}
 {{- end }}
 {{- end }}
 {{- with $root.extraPodSpec }}

@@ -19,7 +19,7 @@ spec:
 {{- end }}
 
 {{- define "refold.pdb" -}}
-{{- if not (kindIs "invalid" .values.minAvailable) }}
+{{- if not (has (toString .values.minAvailable) (list "" "0" "0%")) }}
 apiVersion: policy/v1
 kind: PodDisruptionBudget
 metadata:
