@@ -42,6 +42,7 @@ type Host struct {
 	// Ready is called once, when every component is up.
 	Ready func()
 
+	program  string
 	admin    Admin
 	service  Service
 	previous chan struct{} // closed when the component that was added last is up
@@ -54,7 +55,7 @@ type Host struct {
 func NewHost(s *Settings, program string, admin Admin) (*Host, error) {
 	up := make(chan struct{})
 	close(up)
-	h := &Host{Settings: s, Log: s.Logger(), Registry: NewRegistry(program), Health: &Health{}, Mux: http.NewServeMux(), admin: admin,
+	h := &Host{Settings: s, Log: s.Logger(), Registry: NewRegistry(program), Health: &Health{}, Mux: http.NewServeMux(), program: program, admin: admin,
 		previous: up, waiting: make(map[string]error)}
 	h.Mux.HandleFunc("/", h.fallback)
 	h.service = Service{Log: h.Log, Health: h.Health, DrainDelay: admin.DrainDelay}

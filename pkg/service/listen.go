@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"net/http"
 	"os"
 	"sync"
 	"time"
@@ -62,7 +61,10 @@ func (h *Host) Handle(a API) error {
 	if a.open() {
 		h.Log.Warn("everybody who reaches the API may append, read and administer: set --auth=oidc, or --auth=none if something in front of it decides", "addr", a.Addr)
 	}
-	handler := http.Handler(h.Mux)
+	handler, err := h.trace(h.program, h.Mux)
+	if err != nil {
+		return err
+	}
 	if a.Auth == "oidc" {
 		g, err := newGuard(a, h.Registry)
 		if err != nil {
@@ -79,7 +81,7 @@ func (h *Host) Handle(a API) error {
 		}
 		config = &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: c.get}
 	}
-	_, err := h.service.Serve("API server", a.Addr, config, handler)
+	_, err = h.service.Serve("API server", a.Addr, config, handler)
 	return err
 }
 
