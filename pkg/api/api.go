@@ -20,6 +20,7 @@ import (
 	"github.com/refoldhq/refold/pkg/avro"
 	"github.com/refoldhq/refold/pkg/event"
 	"github.com/refoldhq/refold/pkg/eventstore"
+	"github.com/refoldhq/refold/pkg/postgres"
 	"github.com/refoldhq/refold/pkg/problem"
 	"github.com/refoldhq/refold/pkg/registry"
 )
@@ -102,11 +103,24 @@ func (a *API) handle(f func(http.ResponseWriter, *http.Request) error) http.Hand
 			return
 		}
 		p := a.toProblem(err)
-		if p.Status >= http.StatusInternalServerError { // the store has said why, once for the batch
-			a.deps.Logger.Debug("request failed", "method", r.Method, "path", r.URL.Path, "err", err)
-		}
+		a.logFailure(r, p, err)
 		p.Write(w)
 	})
+}
+
+// logFailure says why a request failed where nobody else has: the store has told
+// of what befell a batch, once for all its requests.
+func (a *API) logFailure(r *http.Request, p *problem.Problem, err error) {
+	told := errors.Is(err, eventstore.ErrUnavailable) || errors.Is(err, eventstore.ErrOutcomeUnknown) || errors.Is(err, eventstore.ErrInternal) || r.Context().Err() != nil
+	switch {
+	case p.Status < http.StatusInternalServerError:
+	case told || errors.As(err, new(*problem.Problem)):
+		a.deps.Logger.Debug("request failed", "method", r.Method, "path", r.URL.Path, "err", err)
+	case p.Status == http.StatusServiceUnavailable:
+		a.deps.Logger.Warn("request failed", "method", r.Method, "path", r.URL.Path, "err", err)
+	default:
+		a.deps.Logger.Error("request failed", "method", r.Method, "path", r.URL.Path, "err", err)
+	}
 }
 
 // acceptable refuses clients that do not take JSON.
@@ -125,14 +139,15 @@ func acceptable(r *http.Request) error {
 	return problem.New(http.StatusNotAcceptable, "not-acceptable", "Only JSON is to be had here", "")
 }
 
-// toProblem maps errors of the layers below. What it does not know is a 503: no
-// input makes a 500, and what fails here is the database.
+// toProblem maps errors of the layers below. What time mends is a 503. No input
+// makes a 500: one is a bug of ours, or a database that somebody has changed.
 func (a *API) toProblem(err error) *problem.Problem {
 	var p *problem.Problem
 	var conflict *eventstore.VersionConflict
 	var taken *eventstore.ClaimTaken
 	var id *eventstore.EventIDTaken
 	var large *eventstore.TooLarge
+	var invalid *eventstore.Invalid
 	switch {
 	case errors.As(err, &p):
 		return p
@@ -146,17 +161,34 @@ func (a *API) toProblem(err error) *problem.Problem {
 		return problem.New(http.StatusConflict, "event-id-taken", "An event id is taken", id.Error())
 	case errors.As(err, &large):
 		return problem.New(http.StatusRequestEntityTooLarge, "too-large", "An event is too large", large.Error())
+	case errors.As(err, &invalid):
+		return problem.BadRequest(invalid.Reason)
 	case errors.Is(err, eventstore.ErrKeyReused):
 		return problem.New(http.StatusUnprocessableEntity, "idempotency-key-reused", "The idempotency key was used for another request", "")
 	case errors.Is(err, eventstore.ErrUnknownCategory):
 		return unknownCategory("")
 	case errors.Is(err, eventstore.ErrOutcomeUnknown):
-		return problem.New(http.StatusServiceUnavailable, "outcome-unknown", "It is not known whether this has happened", "ask again with the same key or event ids")
+		return unavailable(err, "outcome-unknown", "It is not known whether this has happened", "ask again with the same key or event ids")
+	case errors.Is(err, eventstore.ErrOverloaded):
+		return unavailable(err, "unavailable", "Too many appends wait already", "nothing has happened; try again")
 	case errors.Is(err, eventstore.ErrUnavailable):
-		return problem.New(http.StatusServiceUnavailable, "unavailable", "The event store is not available", "nothing has happened; try again")
+		return unavailable(err, "unavailable", "The event store is not available", "nothing has happened; try again")
+	case !errors.Is(err, eventstore.ErrInternal) && (postgres.Transient(err) || postgres.Classify(err) == postgres.ClassCanceled):
+		return unavailable(err, "unavailable", "The database is not available", "try again")
 	default:
-		return problem.New(http.StatusServiceUnavailable, "unavailable", "The database is not available", "try again")
+		return problem.New(http.StatusInternalServerError, "internal", "The server has made a mistake", "its log says which")
 	}
+}
+
+// unavailable returns a 503 that says when to come back: later when the server has
+// run out of something, or when a session has to be ended first.
+func unavailable(err error, slug, title, detail string) *problem.Problem {
+	p := problem.New(http.StatusServiceUnavailable, slug, title, detail)
+	p.RetryAfter = max(time.Second, postgres.RetryAfter(err))
+	if slug == "outcome-unknown" {
+		p.RetryAfter = max(5*time.Second, p.RetryAfter)
+	}
+	return p
 }
 
 func expectedJSON(e eventstore.Expected) any {

@@ -28,7 +28,7 @@ func (e *Engine) Follow(ctx context.Context, feeds func(context.Context) ([]Feed
 		delete(fed, leaf)
 	}
 	var all sync.WaitGroup
-	e.background(ctx, &all)
+	all.Go(func() { e.announcer.run(ctx) })
 	changed := make(chan struct{}, 1)
 	all.Go(func() { e.listen(ctx, changed) })
 	for ctx.Err() == nil {

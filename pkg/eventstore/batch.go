@@ -54,6 +54,11 @@ type batch struct {
 	used    map[string]*request // keys that this batch gives a meaning
 }
 
+func newBatch(recorded event.Time, names map[int16]string) *batch {
+	return &batch{recorded: recorded, heads: make(map[slotKey]int64), versions: make(map[streamKey]int64), keys: make(map[string]keyed), ids: make(map[idKey]known),
+		claims: make(map[Claim]holder), names: names, changed: make(map[Claim]bool), used: make(map[string]*request)}
+}
+
 // keyed is what is behind an idempotency key.
 type keyed struct {
 	request []byte

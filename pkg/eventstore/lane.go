@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -22,7 +23,7 @@ type lane struct {
 }
 
 func newLane(s *Store, i int) *lane {
-	return &lane{store: s, name: fmt.Sprint(i), queue: make(chan *Pending, s.cfg.MaxQueued)}
+	return &lane{store: s, name: strconv.Itoa(i), queue: make(chan *Pending, s.cfg.MaxQueued)}
 }
 
 // enqueue waits for room.
@@ -31,7 +32,7 @@ func (l *lane) enqueue(ctx context.Context, p *Pending) error {
 	case l.queue <- p:
 		return nil
 	case <-ctx.Done():
-		return fmt.Errorf("%w: %w", ErrUnavailable, context.Cause(ctx))
+		return context.Cause(ctx)
 	}
 }
 
@@ -49,7 +50,7 @@ func (l *lane) run(ctx context.Context) {
 }
 
 // collect waits for a request and takes all that are there, up to the batch's
-// bound. It returns none when ctx has ended and the queue is empty.
+// bounds. It returns none when ctx has ended and the queue is empty.
 func (l *lane) collect(ctx context.Context) []*Pending {
 	first := l.last
 	l.last = nil
@@ -68,11 +69,12 @@ func (l *lane) collect(ctx context.Context) []*Pending {
 			}
 		}
 	}
-	batch, events := []*Pending{first}, first.request.events
+	batch, events, bytes := []*Pending{first}, first.request.events, first.request.bytes
 	for {
 		select {
 		case p := <-l.queue:
-			if events += p.request.events; events > l.store.cfg.MaxBatch {
+			events, bytes = events+p.request.events, bytes+p.request.bytes
+			if events > l.store.cfg.MaxBatch || bytes > l.store.cfg.MaxBatchBytes {
 				l.last = p
 				return batch
 			}
@@ -83,51 +85,110 @@ func (l *lane) collect(ctx context.Context) []*Pending {
 	}
 }
 
-// commit carries out a batch and answers each of its requests.
+// commit carries out a batch and answers each of its requests. Where the server
+// refuses a batch for what is in it, which checks before should have found, its
+// requests are tried one by one, so that the innocent do not suffer.
 func (l *lane) commit(ctx context.Context, requests []*Pending) {
-	start := time.Now()
-	ctx, cancel := context.WithTimeout(ctx, l.store.cfg.ResolveWithin)
-	defer cancel()
-	outcomes, written, err := l.try(ctx, requests)
-	for i, p := range requests {
-		if err != nil {
-			p.err = err
-		} else {
-			p.result, p.err = outcomes[i].result, outcomes[i].err
-		}
-		l.store.metrics.appended(p.err, time.Since(start))
-		close(p.done)
-	}
+	w := newWork(requests)
+	err := l.try(ctx, w)
 	l.store.metrics.batch.Observe(float64(len(requests)))
-	if err == nil {
-		l.announce(written)
+	if err != nil && len(requests) > 1 && errors.Is(err, ErrInternal) && !w.anySettled() {
+		for _, p := range requests {
+			one := newWork([]*Pending{p})
+			l.answer(one, l.try(ctx, one))
+		}
+		return
+	}
+	l.answer(w, err)
+}
+
+// answer gives every request of a batch its outcome: what is settled stands, the
+// others share err.
+func (l *lane) answer(w *work, err error) {
+	unknown := errors.Is(err, ErrOutcomeUnknown)
+	for i, p := range w.requests {
+		switch {
+		case err == nil || w.settled[i]:
+			p.result, p.err = w.outcomes[i].result, w.outcomes[i].err
+		case unknown && !w.sent[i]: // it was not part of what may have happened
+			p.err = ErrUnavailable
+		default:
+			p.err = err
+		}
+	}
+	l.announce(w.requests)
+	for _, p := range w.requests {
+		l.store.metrics.appended(p.err, time.Since(p.since))
+		l.store.room.Release(p.request.weight)
+		close(p.done)
 	}
 }
 
-// try repeats a batch until its outcome is known: transient refusals of the
-// server and lost connections before the COMMIT was sent changed nothing.
-func (l *lane) try(ctx context.Context, requests []*Pending) ([]outcome, *batch, error) {
-	var lost *lostCommit
-	for attempt := 0; ; attempt++ {
-		outcomes, b, err := l.attempt(ctx, requests, lost)
-		var now *lostCommit
+// work is a batch on its way through attempts.
+type work struct {
+	requests []*Pending
+	outcomes []outcome
+	batch    *batch // as it was judged last
+	// settled requests have their outcome, whatever becomes of the others.
+	settled []bool
+	// lost is the backend to which a COMMIT was sent whose answer did not come; nil
+	// once it is known what came of it. sent tells which requests it carried.
+	lost *postgres.Backend
+	sent []bool
+	long bool // in two trips, though it is a batch of one
+}
+
+func newWork(requests []*Pending) *work {
+	return &work{requests: requests, outcomes: make([]outcome, len(requests)), settled: make([]bool, len(requests)), sent: make([]bool, len(requests))}
+}
+
+func (w *work) anySettled() bool {
+	for _, settled := range w.settled {
+		if settled {
+			return true
+		}
+	}
+	return false
+}
+
+// maxAttempts bounds how often a batch is tried while the server refuses it for
+// reasons that pass.
+const maxAttempts = 3
+
+// try repeats a batch until its outcome is known. What was refused before the
+// COMMIT was sent changed nothing. A COMMIT whose answer was lost may have: then
+// only time ends the attempts, and the error is [ErrOutcomeUnknown].
+func (l *lane) try(ctx context.Context, w *work) error {
+	ctx, cancel := context.WithTimeout(ctx, l.store.cfg.ResolveWithin)
+	defer cancel()
+	for attempt := 1; ; attempt++ {
+		err := l.attempt(ctx, w)
 		switch {
 		case err == nil:
-			return outcomes, b, nil
-		case errors.As(err, &now):
-			lost = now
-		case lost == nil && (!postgres.Transient(err) || attempt >= 2 || ctx.Err() != nil):
-			l.store.log.Warn("append failed", "lane", l.name, "requests", len(requests), "err", err)
-			return nil, nil, fmt.Errorf("%w: %w", ErrUnavailable, err)
+			return nil
+		case w.lost != nil && ctx.Err() != nil:
+			l.store.metrics.lost.WithLabelValues("unknown").Inc()
+			l.store.log.Error("outcome of a commit is not known", "lane", l.name, "requests", len(w.requests), "err", err)
+			return fmt.Errorf("%w: %w", ErrOutcomeUnknown, err)
+		case w.lost != nil:
+			l.store.log.Warn("answer to a commit was lost", "lane", l.name, "requests", len(w.requests), "err", err)
+		case ctx.Err() != nil || transient(err) && attempt >= maxAttempts:
+			l.store.log.Warn("append failed", "lane", l.name, "requests", len(w.requests), "err", err)
+			return fmt.Errorf("%w: %w", ErrUnavailable, err)
+		case !transient(err):
+			l.store.log.Error("append failed", "lane", l.name, "requests", len(w.requests), "err", err)
+			return fmt.Errorf("%w: %w", ErrInternal, err)
 		}
-		if ctx.Err() != nil {
-			l.store.log.Error("outcome of a commit is not known", "lane", l.name, "requests", len(requests), "err", err)
-			return nil, nil, fmt.Errorf("%w: %w", ErrOutcomeUnknown, err)
-		}
-		if attempt > 0 {
+		if attempt > 1 {
 			backoff(ctx, attempt)
 		}
 	}
+}
+
+// transient tells whether time may mend an error. A trip that took too long is
+// a connection that does not answer.
+func transient(err error) bool {
+	return postgres.Transient(err) || errors.Is(err, context.DeadlineExceeded)
 }
 
 func backoff(ctx context.Context, attempt int) {
@@ -140,17 +201,22 @@ func backoff(ctx context.Context, attempt int) {
 }
 
 // announce tells who waits for events of which slots.
-func (l *lane) announce(b *batch) {
-	if len(b.rows) == 0 {
+func (l *lane) announce(requests []*Pending) {
+	if len(l.store.onCommit) == 0 {
 		return
 	}
 	slots := make(map[string][]int)
 	seen := make(map[slotKey]bool)
-	for i := range b.rows {
-		w := b.rows[i].w
-		if key := (slotKey{w.category.ID, w.slot}); !seen[key] {
-			seen[key] = true
-			slots[w.Category] = append(slots[w.Category], w.slot)
+	for _, p := range requests {
+		if p.result == nil || p.result.Replayed {
+			continue
+		}
+		for i := range p.request.writes {
+			w := &p.request.writes[i]
+			if key := (slotKey{w.category.ID, w.slot}); !seen[key] {
+				seen[key] = true
+				slots[w.Category] = append(slots[w.Category], w.slot)
+			}
 		}
 	}
 	for category, list := range slots {
@@ -170,16 +236,21 @@ func (l *lane) disconnect() {
 	l.conn = nil
 }
 
+// sessionName is the application_name of the sessions that append. Who is in
+// their way is looked for by it.
+const sessionName = "refold-append"
+
 // connect gives the lane a session with the time-outs that keep a stopped writer
-// from holding its locks.
+// from holding its locks between its trips. Within a trip they do not run: see
+// [Store.clearWay].
 func (l *lane) connect(ctx context.Context) error {
 	if l.conn != nil && !l.conn.IsClosed() {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	conn, err := postgres.Connect(ctx, postgres.Config{URL: l.store.cfg.DatabaseURL, AppName: "refold-append",
-		StatementTimeout: 10 * time.Second, LockTimeout: 4 * time.Second, IdleInTransactionTimeout: 3 * time.Second})
+	conn, err := postgres.Connect(ctx, postgres.Config{URL: l.store.cfg.DatabaseURL, AppName: sessionName,
+		StatementTimeout: l.store.cfg.TripTimeout - time.Second, LockTimeout: lockTimeout, IdleInTransactionTimeout: stoppedAfter})
 	if err != nil {
 		return err
 	}

@@ -81,6 +81,18 @@ func (e Expected) String() string {
 // Version returns the exact version and whether there is one.
 func (e Expected) Version() (int64, bool) { return e.version, e.kind == exactly }
 
+// code is the expectation as refold.append_one takes it.
+func (e Expected) code() int64 {
+	switch e.kind {
+	case exactly:
+		return e.version
+	case exists:
+		return -2
+	default:
+		return -1
+	}
+}
+
 func (e Expected) met(actual int64) bool {
 	switch e.kind {
 	case exactly:
@@ -164,12 +176,22 @@ func (e *TooLarge) Error() string {
 	return fmt.Sprintf("event %d has a record of %d bytes, at most %d fit", e.Event, e.Bytes, e.Limit)
 }
 
-// Errors without data. ErrUnavailable and ErrOutcomeUnknown may be tried again.
+// Invalid says that a request cannot be carried out as it stands: a mistake of the
+// program that made it.
+type Invalid struct{ Reason string }
+
+func (e *Invalid) Error() string { return "the request is invalid: " + e.Reason }
+
+// Errors without data. ErrUnavailable and ErrOutcomeUnknown may be tried again;
+// ErrOverloaded is an ErrUnavailable. ErrInternal is a mistake of refold's own, or
+// of the database's administration, which no repetition mends; nothing happened.
 var (
 	ErrUnknownCategory = errors.New("unknown category")
 	ErrKeyReused       = errors.New("the idempotency key was used for another request")
 	ErrUnavailable     = errors.New("the event store is not available; nothing happened")
+	ErrOverloaded      = fmt.Errorf("%w: too many appends wait already", ErrUnavailable)
 	ErrOutcomeUnknown  = errors.New("the outcome is not known; ask again with the same key or event ids")
+	ErrInternal        = errors.New("the event store has failed; nothing happened")
 )
 
 // request is a checked Request.
@@ -178,6 +200,8 @@ type request struct {
 	writes []write
 	lane   int
 	events int
+	bytes  int   // of the records, bounded from above
+	weight int64 // of the room that it takes until it is answered
 }
 
 // write is one append of a request and where it goes.

@@ -19,10 +19,17 @@
 // IO: a refused request changes nothing and hurts nobody. Answers, refusals too,
 // are given after the COMMIT, for a conflict may only name a version that exists.
 //
-// A COMMIT whose answer is lost is resolved in a new transaction that first takes
-// the same slot locks; the backend that may still hold them is terminated, so
-// that the lost COMMIT cannot arrive later. What cannot be resolved in time is
-// answered with [ErrOutcomeUnknown], never with a failure.
+// A batch of one request on one stream takes another way: one call,
+// refold.append_one, which is a transaction of its own, in one trip.
+//
+// A COMMIT whose answer is lost is resolved in a new transaction that takes the
+// same slot locks. First the backend that the COMMIT was sent to is ended, so that
+// it cannot arrive later; then the batch is judged anew, and what it did is found
+// by the ids of its events. What cannot be resolved in time is answered with
+// [ErrOutcomeUnknown], never with a failure.
+//
+// A writer that is stopped between its trips, or in the middle of one, holds locks.
+// Whoever waits for them ends its session: blockers.go.
 package eventstore
 
 import (
@@ -34,6 +41,7 @@ import (
 
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/semaphore"
 
 	"github.com/refoldhq/refold/pkg/event"
 )
@@ -46,12 +54,23 @@ type Config struct {
 	Lanes int
 	// MaxBatch is the most events in a transaction; 2,000.
 	MaxBatch int
-	// MaxQueued is the most requests that wait in a lane; 4,096. Append waits for
-	// room.
-	MaxQueued int
+	// MaxBatchBytes is the most bytes of records in a transaction, unless one
+	// request alone has more; 4 MiB.
+	MaxBatchBytes int
+	// MaxQueued is the most requests that wait in a lane, MaxQueuedBytes the most
+	// bytes that requests without an answer may take, in all; 4,096 and 48 MiB.
+	MaxQueued      int
+	MaxQueuedBytes int
+	// MaxWait is how long Append waits for room before it answers ErrOverloaded; 1 s.
+	// Submit waits for as long as its caller likes.
+	MaxWait time.Duration
 	// MaxRecordBytes bounds key, value and headers of an event's Kafka record; 900,000.
 	MaxRecordBytes int
-	// ResolveWithin is how long a lost COMMIT is resolved for; 20 s.
+	// TripTimeout bounds one trip to the database; a connection that does not answer
+	// within it is given up; 8 s.
+	TripTimeout time.Duration
+	// ResolveWithin bounds all attempts at a batch together, those of resolving a
+	// lost COMMIT included; 20 s.
 	ResolveWithin time.Duration
 }
 
@@ -63,11 +82,18 @@ func (c Config) withDefaults() Config {
 	}
 	set(&c.Lanes, 2)
 	set(&c.MaxBatch, 2000)
+	set(&c.MaxBatchBytes, 4<<20)
 	set(&c.MaxQueued, 4096)
+	set(&c.MaxQueuedBytes, 48<<20)
 	set(&c.MaxRecordBytes, 900_000)
-	if c.ResolveWithin == 0 {
-		c.ResolveWithin = 20 * time.Second
+	wait := func(v *time.Duration, d time.Duration) {
+		if *v == 0 {
+			*v = d
+		}
 	}
+	wait(&c.MaxWait, time.Second)
+	wait(&c.TripTimeout, 8*time.Second)
+	wait(&c.ResolveWithin, 20*time.Second)
 	return c
 }
 
@@ -78,6 +104,7 @@ type Store struct {
 	log     *slog.Logger
 	metrics *metrics
 	lanes   []*lane
+	room    *semaphore.Weighted // bytes of requests without an answer
 
 	mu         sync.RWMutex
 	categories map[string]Category
@@ -87,7 +114,7 @@ type Store struct {
 // New returns a store. It does not dial; Run does.
 func New(cfg Config, log *slog.Logger, reg prometheus.Registerer) *Store {
 	cfg = cfg.withDefaults()
-	s := &Store{cfg: cfg, log: log, metrics: newMetrics(reg), categories: make(map[string]Category)}
+	s := &Store{cfg: cfg, log: log, metrics: newMetrics(reg), categories: make(map[string]Category), room: semaphore.NewWeighted(int64(cfg.MaxQueuedBytes))}
 	for i := range cfg.Lanes {
 		s.lanes = append(s.lanes, newLane(s, i))
 	}
@@ -137,23 +164,54 @@ func (s *Store) Category(name string) (Category, bool) {
 // known or ctx ends; a request whose ctx ends may still be carried out.
 //
 // Errors: [*VersionConflict], [*ClaimTaken], [ErrKeyReused], [*EventIDTaken],
-// [*TooLarge], [ErrUnknownCategory]: refused, nothing happened. [ErrUnavailable]:
-// the database was not to be had, nothing happened. [ErrOutcomeUnknown]: it may
-// have happened or may still; ask again with the same key or event ids.
+// [*TooLarge], [*Invalid], [ErrUnknownCategory]: refused, nothing happened.
+// [ErrUnavailable]: the database was not to be had or, [ErrOverloaded], too much
+// waits already; nothing happened. [ErrInternal]: nothing happened, and nothing
+// will. [ErrOutcomeUnknown]: it may have happened or may still; ask again with the
+// same key or event ids.
 func (s *Store) Append(ctx context.Context, r *Request) (*Result, error) {
-	p, err := s.Submit(ctx, r)
+	prepared, err := s.prepare(r)
 	if err != nil {
+		s.metrics.appended(err, 0)
+		return nil, err
+	}
+	p := newPending(prepared)
+	if !s.room.TryAcquire(prepared.weight) {
+		if err := s.waitForRoom(ctx, prepared.weight); err != nil {
+			s.metrics.appended(err, time.Since(p.since))
+			return nil, err
+		}
+	}
+	if err := s.enqueue(ctx, p); err != nil {
 		return nil, err
 	}
 	return p.Wait(ctx)
 }
 
+// waitForRoom waits as long as a caller who wants an answer may be kept waiting.
+func (s *Store) waitForRoom(ctx context.Context, weight int64) error {
+	waiting, cancel := context.WithTimeout(ctx, s.cfg.MaxWait)
+	defer cancel()
+	if err := s.room.Acquire(waiting, weight); err != nil {
+		if ctx.Err() == nil {
+			return ErrOverloaded
+		}
+		return fmt.Errorf("%w: %w", ErrUnavailable, context.Cause(ctx))
+	}
+	return nil
+}
+
 // Pending is a request that was submitted.
 type Pending struct {
 	request *request
+	since   time.Time
 	done    chan struct{}
 	result  *Result
 	err     error
+}
+
+func newPending(r *request) *Pending {
+	return &Pending{request: r, since: time.Now(), done: make(chan struct{})}
 }
 
 // Wait returns the outcome, or that it is unknown when ctx ends first.
@@ -173,22 +231,36 @@ func (p *Pending) Done() <-chan struct{} { return p.done }
 // in the order in which they were submitted.
 func (p *Pending) Lane() int { return p.request.lane }
 
-// Submit checks a request and queues it. It waits for room in its lane, which is
-// the back-pressure of imports.
+// Submit checks a request and queues it. It waits for room for as long as ctx
+// lasts, which is the back-pressure of imports.
 func (s *Store) Submit(ctx context.Context, r *Request) (*Pending, error) {
 	prepared, err := s.prepare(r)
 	if err != nil {
-		s.metrics.count(err)
+		s.metrics.appended(err, 0)
 		return nil, err
 	}
-	p := &Pending{request: prepared, done: make(chan struct{})}
-	return p, s.lanes[prepared.lane].enqueue(ctx, p)
+	p := newPending(prepared)
+	if err := s.room.Acquire(ctx, prepared.weight); err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrUnavailable, context.Cause(ctx))
+	}
+	return p, s.enqueue(ctx, p)
+}
+
+func (s *Store) enqueue(ctx context.Context, p *Pending) error {
+	if err := s.lanes[p.request.lane].enqueue(ctx, p); err != nil {
+		s.room.Release(p.request.weight)
+		return fmt.Errorf("%w: %w", ErrUnavailable, err)
+	}
+	return nil
 }
 
 // prepare checks what can be checked without the database and gives every event
 // its id.
 func (s *Store) prepare(r *Request) (*request, error) {
-	out := &request{Request: r, lane: -1}
+	if err := r.check(); err != nil {
+		return nil, err
+	}
+	out := &request{Request: r, lane: -1, writes: make([]write, 0, len(r.Appends))}
 	lowest := 0
 	for i := range r.Appends {
 		a := &r.Appends[i]
@@ -203,9 +275,11 @@ func (s *Store) prepare(r *Request) (*request, error) {
 		w := write{Append: a, category: c, slot: slot}
 		for j := range a.Events {
 			e := &a.Events[j]
-			if size := recordSize(a, e, &r.Metadata); size > s.cfg.MaxRecordBytes {
+			size := recordSize(a, e, &r.Metadata)
+			if size > s.cfg.MaxRecordBytes {
 				return nil, &TooLarge{Append: i, Event: j, Bytes: size, Limit: s.cfg.MaxRecordBytes}
 			}
+			out.bytes += size
 			if e.ID.IsZero() {
 				e.ID = event.NewID()
 			} else {
@@ -216,6 +290,7 @@ func (s *Store) prepare(r *Request) (*request, error) {
 		out.writes = append(out.writes, w)
 	}
 	out.lane = lowest % len(s.lanes)
+	out.weight = min(int64(out.bytes), int64(s.cfg.MaxQueuedBytes)) // one that is larger than all room has it alone
 	return out, nil
 }
 

@@ -4,14 +4,12 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"log/slog"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
-	"github.com/prometheus/client_golang/prometheus"
 	"github.com/stretchr/testify/require"
 
 	"github.com/refoldhq/refold/pkg/devstack"
@@ -21,31 +19,18 @@ import (
 
 var ctx = context.Background()
 
+var categories = []eventstore.CategorySpec{{Name: "User", Slots: 64, Partitions: 8, Topic: "refold.user"}, {Name: "Order", Slots: 16, Partitions: 4, Topic: "refold.order"}}
+
 // open starts a store on a pool's database.
-func open(t testing.TB, pool *pgxpool.Pool, url string) *eventstore.Store {
+func open(t testing.TB, pool *pgxpool.Pool) *eventstore.Store {
 	t.Helper()
-	if url == "" {
-		url = pool.Config().ConnString()
-	}
-	store := eventstore.New(eventstore.Config{DatabaseURL: url}, slog.New(slog.NewTextHandler(io.Discard, nil)), prometheus.NewRegistry())
-	require.NoError(t, store.EnsureCategories(ctx, pool, []eventstore.CategorySpec{{Name: "User", Slots: 64, Partitions: 8, Topic: "refold.user"}, {Name: "Order", Slots: 16, Partitions: 4, Topic: "refold.order"}}))
-	runCtx, stop := context.WithCancel(ctx)
-	done := make(chan struct{})
-	go func() {
-		store.Run(runCtx)
-		close(done)
-	}()
-	t.Cleanup(func() {
-		stop()
-		<-done
-	})
-	return store
+	return start(t, pool, eventstore.Config{DatabaseURL: pool.Config().ConnString()}, io.Discard)
 }
 
 func setup(t testing.TB) (*eventstore.Store, *pgxpool.Pool) {
 	t.Helper()
 	pool := devstack.MigratedDatabase(t)
-	return open(t, pool, ""), pool
+	return open(t, pool), pool
 }
 
 func to(stream string, expected eventstore.Expected, n int) eventstore.Append {
@@ -81,7 +66,9 @@ func TestExpectedVersions(t *testing.T) {
 		require.ErrorAs(t, err, &conflict)
 		require.Equal(t, step.actual, conflict.Actual)
 	}
-	_, err := store.Append(ctx, request(eventstore.Append{Category: "Nope", Stream: "a"}))
+	nowhere := to("a", eventstore.Any, 1)
+	nowhere.Category = "Nope"
+	_, err := store.Append(ctx, request(nowhere))
 	require.ErrorIs(t, err, eventstore.ErrUnknownCategory)
 }
 
@@ -181,7 +168,7 @@ func TestClaimsHaveOneHolder(t *testing.T) {
 func TestTwoWritersRaceForOneKeyAndTwoSlots(t *testing.T) {
 	t.Parallel()
 	one, pool := setup(t)
-	two := open(t, pool, "")
+	two := open(t, pool)
 	for round := range 50 {
 		var won, reused atomic.Int64
 		var all sync.WaitGroup
@@ -209,7 +196,7 @@ func TestTwoWritersRaceForOneKeyAndTwoSlots(t *testing.T) {
 func TestSequencesAreDenseUnderContention(t *testing.T) {
 	t.Parallel()
 	one, pool := setup(t)
-	two := open(t, pool, "")
+	two := open(t, pool)
 	var accepted atomic.Int64
 	var all sync.WaitGroup
 	for w := range 32 {

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/refoldhq/refold/pkg/event"
 	"github.com/refoldhq/refold/pkg/postgres"
@@ -19,57 +20,88 @@ const insertSQL = `insert into refold.event (category, slot, seq, version, id, t
 	from unnest($1::smallint[], $2::smallint[], $3::bigint[], $4::bigint[], $5::uuid[], $6::timestamptz[], $7::text[], $8::text[], $9::bytea[],
 	            $10::text[], $11::text[], $12::text[], $13::text[]) u (c, s, q, v, i, t, st, ty, va, ac, co, ca, tp)`
 
-// lostCommit says that a COMMIT was sent and its answer did not come.
-type lostCommit struct {
-	backend postgres.Backend
-	// first is one event of the transaction: it is there if all are.
-	first    known
-	id       event.ID
-	category int16
-	outcomes []outcome
-	batch    *batch
-	cause    error
-}
-
-func (e *lostCommit) Error() string {
-	return fmt.Sprintf("the answer to a COMMIT was lost: %v", e.cause)
-}
-func (e *lostCommit) Unwrap() error { return e.cause }
-
-// attempt carries out the batch once. With lost it first finds out, under the
-// same locks, whether that commit took place, and is done if it did.
-func (l *lane) attempt(ctx context.Context, requests []*Pending, lost *lostCommit) (outcomes []outcome, b *batch, err error) {
+// attempt carries out the batch once: in one trip or in two. Where the answer to a
+// COMMIT was lost it first makes sure that this one takes effect no more, by ending
+// its backend, and then judges the batch anew under the same locks: what it did is
+// found by the ids of its events, like any request that is repeated.
+func (l *lane) attempt(ctx context.Context, w *work) (err error) {
 	if err := l.connect(ctx); err != nil {
-		return nil, nil, err
+		return err
 	}
+	ctx, cancel := context.WithTimeout(ctx, 2*l.store.cfg.TripTimeout)
+	defer cancel()
 	defer func() {
-		if err != nil {
+		if err != nil && !l.usable(err) {
 			l.disconnect() // rolls back, and leaves nothing of the session behind
 		}
 	}()
-	if lost != nil { // its session may hold our locks still, with the COMMIT under way
-		if _, err := lost.backend.Terminate(ctx, l.conn); err != nil {
-			return nil, nil, err
+	if w.lost != nil {
+		if err := w.lost.End(ctx, l.conn, 5*time.Second); err != nil {
+			return err
+		}
+	} else if w.alone() {
+		err := l.firstTrip(ctx, func(ctx context.Context) error { return l.single(ctx, w) })
+		if !w.long || w.lost != nil {
+			return err
 		}
 	}
-	s := scopeOf(requests)
-	if b, err = l.lockAndRead(ctx, &s); err != nil {
-		return nil, nil, err
+	s := scopeOf(w.requests)
+	err = l.firstTrip(ctx, func(ctx context.Context) (err error) {
+		w.batch, err = l.lockAndRead(ctx, &s)
+		return err
+	})
+	if err != nil {
+		return err
 	}
-	if lost != nil {
-		happened, err := l.happened(ctx, lost)
-		if err != nil {
-			return nil, nil, err
+	w.judge(l.store.metrics)
+	return l.write(ctx, &s, w)
+}
+
+// firstTrip bounds the trip that may wait for locks, and sees to who holds them.
+func (l *lane) firstTrip(ctx context.Context, trip func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(ctx, l.store.cfg.TripTimeout)
+	defer cancel()
+	defer l.clearWay(ctx)()
+	return trip(ctx)
+}
+
+// usable tells whether the session is fit for the next attempt after an error: the
+// server refused one call of its own accord, and no transaction is open.
+func (l *lane) usable(err error) bool {
+	return definite(err) && !l.conn.IsClosed() && l.conn.PgConn().TxStatus() == 'I'
+}
+
+// judge decides about every request that is not settled. After a lost COMMIT those
+// that are found in the log are settled now, whatever becomes of this attempt.
+func (w *work) judge(m *metrics) {
+	found := 0
+	for i, p := range w.requests {
+		if w.settled[i] {
+			continue
 		}
-		if happened {
-			_, err := l.conn.Exec(ctx, "rollback")
-			return lost.outcomes, lost.batch, err
+		w.outcomes[i] = w.batch.judge(p.request)
+		if result := w.outcomes[i].result; w.lost != nil && w.sent[i] && result != nil && result.Replayed {
+			result.Replayed = w.outcomes[i].foreign(p.request)
+			w.settled[i] = true
+			found++
 		}
 	}
-	for _, p := range requests {
-		outcomes = append(outcomes, b.judge(p.request))
+	if w.lost == nil {
+		return
 	}
-	return outcomes, b, l.write(ctx, &s, b, outcomes)
+	w.lost = nil // what was sent is in the log now, or never will be
+	clear(w.sent)
+	if found > 0 {
+		m.lost.WithLabelValues("happened").Inc()
+	} else {
+		m.lost.WithLabelValues("not_happened").Inc()
+	}
+}
+
+// foreign tells whether a result is that of other events than the request's own:
+// those of an earlier request under the same key.
+func (o outcome) foreign(r *request) bool {
+	return o.result.Appends[0].Events[0].ID != r.writes[0].Events[0].ID
 }
 
 // lockAndRead is the first trip.
@@ -110,9 +142,7 @@ func (l *lane) lockAndRead(ctx context.Context, s *scope) (*batch, error) {
 	if err := l.conn.SendBatch(ctx, trip).Close(); err != nil {
 		return nil, fmt.Errorf("locking and reading %d slots: %w", len(s.slots), err)
 	}
-	b := &batch{recorded: event.TimeOf(recorded), heads: make(map[slotKey]int64, len(heads)), versions: make(map[streamKey]int64, len(versions)),
-		keys: make(map[string]keyed), ids: make(map[idKey]known), claims: make(map[Claim]holder), names: l.store.categoryNames(), changed: make(map[Claim]bool),
-		used: make(map[string]*request)}
+	b := newBatch(event.TimeOf(recorded), l.store.categoryNames())
 	for i, k := range s.slots {
 		b.heads[k] = heads[i]
 	}
@@ -159,34 +189,57 @@ func (l *lane) readKnown(ctx context.Context, b *batch, ids []event.ID) error {
 	return nil
 }
 
-// happened tells, under the batch's locks, whether a lost commit took place.
-func (l *lane) happened(ctx context.Context, lost *lostCommit) (there bool, err error) {
-	err = l.conn.QueryRow(ctx, `select exists (select from refold.event where category = $1 and slot = $2 and seq = $3 and id = $4)`,
-		lost.category, lost.first.slot, lost.first.seq, [16]byte(lost.id)).Scan(&there)
-	if err != nil {
-		return false, fmt.Errorf("looking for the lost commit: %w", err)
+// write is the second trip. A batch in which nothing was accepted is rolled back:
+// its answers speak of what was committed before, and it costs no flush of the log.
+func (l *lane) write(ctx context.Context, s *scope, w *work) error {
+	b := w.batch
+	if len(b.rows) == 0 {
+		if _, err := l.conn.Exec(ctx, "rollback"); err != nil {
+			l.disconnect()
+		}
+		return nil
 	}
-	return there, nil
-}
-
-// write is the second trip.
-func (l *lane) write(ctx context.Context, s *scope, b *batch, outcomes []outcome) error {
 	trip := &pgx.Batch{}
 	queueEvents(trip, b)
 	queueKeys(trip, s, b)
+	queueIDs(trip, w)
 	queueClaims(trip, s, b)
 	trip.Queue("commit")
-	if err := l.conn.SendBatch(ctx, trip).Close(); err != nil { // an answer is valid only now: a failing COMMIT is reported by Close
-		if postgres.ConnectionLost(err) && len(b.rows) > 0 {
-			first := b.rows[0]
-			return &lostCommit{backend: l.self, first: known{slot: first.w.slot, seq: first.seq}, id: first.e.ID, category: first.w.category.ID,
-				outcomes: outcomes, batch: b, cause: err}
-		}
-		return fmt.Errorf("committing %d events: %w", len(b.rows), err)
+	// An answer is valid only after Close, which reports a COMMIT that fails. A
+	// COMMIT of a failed transaction is a ROLLBACK that succeeds, but the pipeline
+	// skips it when a statement before it fails, so there was none.
+	ctx, cancel := context.WithTimeout(ctx, l.store.cfg.TripTimeout)
+	defer cancel()
+	if err := l.conn.SendBatch(ctx, trip).Close(); err != nil {
+		return l.lose(w, fmt.Errorf("committing %d events: %w", len(b.rows), err))
 	}
-	// A COMMIT of a failed transaction is a ROLLBACK that succeeds, but the
-	// pipeline skips it when a statement before it fails, so there was none.
 	return nil
+}
+
+// lose remembers, unless err says that the server has rolled back or heard
+// nothing, that the batch's COMMIT may have happened or may still. What it may have
+// written is from now on looked for by its ids.
+func (l *lane) lose(w *work, err error) error {
+	if definite(err) {
+		return err
+	}
+	self := l.self
+	w.lost, w.long = &self, true
+	for i, p := range w.requests {
+		if accepted := w.outcomes[i].err == nil && !w.settled[i]; accepted {
+			w.sent[i] = true
+			for j := range p.request.writes {
+				p.request.writes[j].chosen = true
+			}
+		}
+	}
+	return err
+}
+
+// definite tells whether it is certain that nothing of a failed trip happened or
+// will happen.
+func definite(err error) bool {
+	return pgconn.SafeToRetry(err) || postgres.Code(err) != "" && !postgres.ConnectionLost(err)
 }
 
 func queueEvents(trip *pgx.Batch, b *batch) {
@@ -224,6 +277,32 @@ func queueKeys(trip *pgx.Batch, s *scope, b *batch) {
 	}
 	if len(unused) > 0 {
 		trip.Queue(`delete from refold.idempotency_key where key = any($1)`, unused)
+	}
+}
+
+// queueIDs removes the ids of refused requests, which were only locks.
+func queueIDs(trip *pgx.Batch, w *work) {
+	var categories []int16
+	var ids []event.ID
+	for i, p := range w.requests {
+		if w.outcomes[i].err == nil {
+			continue
+		}
+		for j := range p.request.writes {
+			write := &p.request.writes[j]
+			if !write.chosen {
+				continue
+			}
+			for k := range write.Events {
+				if _, known := w.batch.ids[idKey{write.category.ID, write.Events[k].ID}]; !known {
+					categories, ids = append(categories, write.category.ID), append(ids, write.Events[k].ID)
+				}
+			}
+		}
+	}
+	if len(ids) > 0 {
+		trip.Queue(`delete from refold.chosen_id c using unnest($1::smallint[], $2::uuid[]) u (category, id) where c.category = u.category and c.id = u.id`,
+			categories, uuids(ids))
 	}
 }
 

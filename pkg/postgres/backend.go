@@ -44,6 +44,24 @@ func (b Backend) Terminate(ctx context.Context, q querier) (bool, error) {
 	return signalled, nil
 }
 
+// End is Terminate and waits until the process has gone, so that nothing that it
+// was sent can take effect any more. It fails when that takes longer than within,
+// which is rounded up to milliseconds.
+func (b Backend) End(ctx context.Context, q querier, within time.Duration) error {
+	var ended bool
+	err := q.QueryRow(ctx, `select pg_terminate_backend(pid, $3) from pg_stat_activity
+		where pid = $1 and backend_start = $2`, b.PID, b.Started, max(1, within.Milliseconds())).Scan(&ended)
+	switch {
+	case errors.Is(err, pgx.ErrNoRows):
+		return nil
+	case err != nil:
+		return fmt.Errorf("ending backend %d: %w", b.PID, err)
+	case !ended:
+		return fmt.Errorf("ending backend %d: it is still there after %v", b.PID, within)
+	}
+	return nil
+}
+
 // Blocking returns the backends that hold or await a lock in front of the one
 // with this pid, at this moment. It is asked from another session, because the
 // blocked one waits.

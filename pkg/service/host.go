@@ -58,7 +58,7 @@ func NewHost(s *Settings, program string, admin Admin) (*Host, error) {
 	h := &Host{Settings: s, Log: s.Logger(), Registry: NewRegistry(program), Health: &Health{}, Mux: http.NewServeMux(), program: program, admin: admin,
 		previous: up, waiting: make(map[string]error)}
 	h.Mux.HandleFunc("/", h.fallback)
-	h.service = Service{Log: h.Log, Health: h.Health, DrainDelay: admin.DrainDelay}
+	h.service = Service{Log: h.Log, Health: h.Health, DrainDelay: admin.DrainDelay, Panics: newPanics(h.Registry)}
 	_, err := h.service.Serve("admin server", admin.AdminAddr, nil, AdminHandler(h.Health, h.Registry))
 	return h, err
 }

@@ -70,6 +70,8 @@ type Service struct {
 	// DrainDelay is how long requests are served on after /readyz began to fail,
 	// so that load balancers notice.
 	DrainDelay time.Duration
+	// Panics counts requests whose handler panicked; nil counts nothing.
+	Panics prometheus.Counter
 
 	parts []*part
 }
@@ -104,7 +106,7 @@ func (s *Service) Serve(name, addr string, secure *tls.Config, handler http.Hand
 		return nil, fmt.Errorf("listening for the %s: %w", name, err)
 	}
 	base, abandon := context.WithCancel(context.Background())
-	server := &http.Server{Handler: s.parting(handler), BaseContext: func(net.Listener) context.Context { return base }, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 15 * time.Second, IdleTimeout: 60 * time.Second,
+	server := &http.Server{Handler: s.parting(s.recovering(handler)), BaseContext: func(net.Listener) context.Context { return base }, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 15 * time.Second, IdleTimeout: 60 * time.Second,
 		MaxHeaderBytes: 64 << 10, TLSConfig: secure, ErrorLog: slog.NewLogLogger(s.Log.Handler(), slog.LevelDebug)}
 	s.Add(name, func(ctx context.Context) error {
 		defer abandon()

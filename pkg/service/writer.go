@@ -3,6 +3,7 @@ package service
 import (
 	"context"
 	"net/http"
+	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -26,7 +27,9 @@ type WriterCommand struct {
 	Migrate string `help:"Migrate the database at the start: on or off." enum:"on,off" default:"on"`
 	Relay   string `help:"Relay to Kafka in this process: on or off." enum:"on,off" default:"on"`
 
-	CacheSize     int `help:"How many aggregates of each type stay warm." default:"16384"`
+	CacheSize int           `help:"How many aggregates of each type stay warm." default:"16384"`
+	KeepKeys  time.Duration `help:"For how long idempotency keys are remembered." default:"24h"`
+
 	SnapshotEvery int `help:"After how many events a snapshot of an aggregate is written; 0 for none." default:"100"`
 
 	// Aggregates are served as commands, and Reactions run on them. Extensions add
@@ -50,6 +53,7 @@ func (c *WriterCommand) Run(ctx context.Context, s *Settings) error {
 	if err != nil {
 		return err
 	}
+	w.KeepKeys = c.KeepKeys
 	h.Add(w)
 	h.Add(NewAggregates(w, c.aggregateConfig(), c.Aggregates, c.Reactions))
 	if c.Relay == "on" {
@@ -71,6 +75,10 @@ func (c *WriterCommand) aggregateConfig() aggregate.Config {
 
 // Writer is the component that appends, reads the log and serves schemas.
 type Writer struct {
+	// KeepKeys is for how long idempotency keys are remembered; eventstore.KeepKeys
+	// unless it is set before Run.
+	KeepKeys time.Duration
+
 	host       *Host
 	migrate    bool
 	extensions []Extension
@@ -88,7 +96,7 @@ func NewWriter(h *Host, migrate bool, extensions ...Extension) (*Writer, error) 
 	if err != nil {
 		return nil, Usage(err).Try("writer lint")
 	}
-	w := &Writer{host: h, migrate: migrate, extensions: extensions, contracts: contracts, committed: newWake(),
+	w := &Writer{KeepKeys: eventstore.KeepKeys, host: h, migrate: migrate, extensions: extensions, contracts: contracts, committed: newWake(),
 		store: eventstore.New(eventstore.Config{DatabaseURL: h.Settings.DatabaseURL}, h.Log, h.Registry)}
 	w.store.OnCommit(func(string, []int) { w.committed.set() })
 	return w, nil
@@ -145,19 +153,38 @@ const announcePause = 5 * time.Millisecond
 func (w *Writer) Run(ctx context.Context) error {
 	defer w.pool.Close()
 	announcing, stop := context.WithCancel(ctx)
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
+	var beside sync.WaitGroup
+	beside.Go(func() { w.sweep(announcing) })
+	beside.Go(func() {
 		w.committed.each(announcing, announcePause, func() {
 			if _, err := w.pool.Exec(announcing, `notify refold_log`); err != nil && announcing.Err() == nil {
 				w.host.Log.Debug("announcing events", "err", err) // others poll
 			}
 		})
-	}()
+	})
 	err := w.store.Run(ctx)
 	stop()
-	<-done
+	beside.Wait()
 	return err
+}
+
+// sweepPause is how long old idempotency keys may outlive their time.
+const sweepPause = time.Minute
+
+// sweep forgets old idempotency keys until ctx ends.
+func (w *Writer) sweep(ctx context.Context) {
+	tick := time.NewTicker(sweepPause)
+	defer tick.Stop()
+	for {
+		if _, err := w.store.SweepKeys(ctx, w.pool, w.KeepKeys); err != nil && ctx.Err() == nil {
+			w.host.Log.Warn("sweeping idempotency keys", "err", err) // the next sweep takes them
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
 }
 
 // RelayCommand is `writer relay`: it only relays.

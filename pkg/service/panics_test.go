@@ -1,0 +1,53 @@
+package service
+
+import (
+	"bytes"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"testing"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/stretchr/testify/require"
+)
+
+func TestPanicsOfHandlersAreSeen(t *testing.T) {
+	t.Parallel()
+	var log bytes.Buffer
+	reg := prometheus.NewRegistry()
+	s := &Service{Log: slog.New(slog.NewTextHandler(&log, nil)), Health: &Health{}, Panics: newPanics(reg)}
+	half := false
+	server := httptest.NewUnstartedServer(s.recovering(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		if half {
+			io.WriteString(w, "half of an ans")
+		}
+		panic("a mistake of ours")
+	})))
+	server.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelDebug)
+	server.Start()
+	defer server.Close()
+
+	res, err := http.Get(server.URL)
+	require.NoError(t, err)
+	raw, err := io.ReadAll(res.Body)
+	res.Body.Close()
+	require.NoError(t, err)
+	require.Equal(t, http.StatusInternalServerError, res.StatusCode)
+	require.Contains(t, string(raw), "/problems/internal")
+	require.NotContains(t, string(raw), "a mistake of ours")
+
+	half = true
+	res, err = http.Get(server.URL)
+	if err == nil {
+		_, err = io.ReadAll(res.Body)
+		res.Body.Close()
+	}
+	require.Error(t, err, "half of an answer must not look whole")
+	families, err := reg.Gather()
+	require.NoError(t, err)
+	require.GreaterOrEqual(t, families[0].GetMetric()[0].GetCounter().GetValue(), 2.0) // the client may have asked again
+	require.Contains(t, log.String(), "level=ERROR")
+	require.Contains(t, log.String(), "a mistake of ours")
+	require.Contains(t, log.String(), "panics_test.go", "the stack")
+}
