@@ -6,7 +6,6 @@ import (
 	"os"
 	"strings"
 
-	"github.com/refoldhq/refold/pkg/aggregate"
 	"github.com/refoldhq/refold/pkg/refoldtest"
 	"github.com/refoldhq/refold/pkg/service"
 	"github.com/refoldhq/refold/schemas/user"
@@ -18,7 +17,7 @@ type testCommand struct {
 
 // Run runs the tests beside the definitions, without any server.
 func (c *testCommand) Run(settings *service.Settings) error {
-	suite, err := refoldtest.NewSuite(settings.ContractsFS(), []aggregate.Type{user.Define()}...)
+	suite, err := refoldtest.NewSuite(settings.ContractsFS(), settings.Upcasters(), user.Define())
 	if err != nil {
 		return service.Usage(err).Try("projector lint")
 	}

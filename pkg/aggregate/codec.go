@@ -20,6 +20,7 @@ type Codec[A any] struct {
 	d           *Definition[A]
 	byName      map[string]*boundEvent[A]
 	byType      map[reflect.Type]*boundEvent[A]
+	ignored     map[string]bool // by names that events are stored under, as byName
 	fingerprint []byte
 }
 
@@ -36,7 +37,7 @@ func NewCodec[A any](d *Definition[A], contracts *avro.Contracts, ids registry.I
 	if err != nil {
 		return nil, err
 	}
-	c := &Codec[A]{d: d, byName: make(map[string]*boundEvent[A]), byType: make(map[reflect.Type]*boundEvent[A])}
+	c := &Codec[A]{d: d, byName: make(map[string]*boundEvent[A]), byType: make(map[reflect.Type]*boundEvent[A]), ignored: make(map[string]bool)}
 	h := sha256.New()
 	fmt.Fprintf(h, "revision %d\n", d.revision)
 	describeState(h, reflect.TypeFor[A]())
@@ -53,6 +54,15 @@ func NewCodec[A any](d *Definition[A], contracts *avro.Contracts, ids registry.I
 		}
 		bound := &boundEvent[A]{binding: b, schema: schema, schemaID: id}
 		c.byName[b.name], c.byType[b.goType] = bound, bound
+		for _, former := range t.Former {
+			c.byName[former] = bound
+		}
+	}
+	for name := range d.ignored {
+		t, _ := contract.Type(name) // it was checked
+		for _, stored := range append([]string{name}, t.Former...) {
+			c.ignored[stored] = true
+		}
 	}
 	c.fingerprint = h.Sum(nil)[:16]
 	if err := errors.Join(failures...); err != nil {
@@ -83,7 +93,7 @@ func (c *Codec[A]) Apply(a *A, e *event.Event, writer *avro.Schema) error {
 		return fmt.Errorf("folding event %d of %s/%s into an aggregate at version %d with %d new events", e.Version, e.Category, e.Stream, root.version, len(root.pending))
 	}
 	_, body, err := avro.SplitFrame(e.Value)
-	if err == nil && !c.d.ignored[e.Type] {
+	if err == nil && !c.ignored[e.Type] {
 		b := c.byName[e.Type]
 		if b == nil {
 			return fmt.Errorf("folding event %d of %s/%s: the aggregate knows no %s", e.Version, e.Category, e.Stream, e.Type)

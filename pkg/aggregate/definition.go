@@ -107,8 +107,10 @@ func (d *Definition[A]) check(contracts *avro.Contracts) (*avro.CategoryContract
 	bound := make(map[string]bool)
 	for _, b := range d.events {
 		bound[b.name] = true
-		if _, ok := contract.Type(b.name); !ok {
+		if t, ok := contract.Type(b.name); !ok {
 			failures = append(failures, fmt.Errorf("event %s: the category has no such type: want events/%s/%s.v1.avsc", b.name, d.category, b.name))
+		} else if t.Name != b.name {
+			failures = append(failures, fmt.Errorf("event %s: the type is %s by now: bind that", b.name, t.Name))
 		}
 	}
 	for _, t := range contract.Types {
@@ -120,7 +122,7 @@ func (d *Definition[A]) check(contracts *avro.Contracts) (*avro.CategoryContract
 		}
 	}
 	for name := range d.ignored {
-		if _, ok := contract.Type(name); !ok {
+		if t, ok := contract.Type(name); !ok || t.Name != name {
 			failures = append(failures, fmt.Errorf("event %s is ignored, and the category has no such type", name))
 		}
 	}

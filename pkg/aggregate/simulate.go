@@ -31,8 +31,8 @@ func (e *Impure) Error() string {
 	return fmt.Sprintf("the command left the state %s, its events make %s", e.Left, e.Folded)
 }
 
-// Simulate folds given events, which were written with the newest schemas of the
-// contracts, and runs f on the aggregate. The error is that of f, of the given
+// Simulate folds given events, which were written with schemas that [LocalSchemas]
+// numbers, and runs f on the aggregate. The error is that of f, of the given
 // events, or an [*Impure].
 func (c *Codec[A]) Simulate(contracts *avro.Contracts, id string, given []event.Event, f func(*A) error) (Simulation, error) {
 	var s Simulation
@@ -67,14 +67,17 @@ func (c *Codec[A]) Simulate(contracts *avro.Contracts, id string, given []event.
 }
 
 func (c *Codec[A]) foldGiven(contracts *avro.Contracts, id string, given []event.Event) (*A, error) {
-	contract, _ := contracts.Category(c.d.category) // NewCodec has found it
+	schemas := LocalSchemas(contracts)
 	a := c.New(id)
 	for i := range given {
-		t, ok := contract.Type(given[i].Type)
-		if !ok {
-			return nil, fmt.Errorf("the category %s has no event %s", c.d.category, given[i].Type)
+		schema, _, err := avro.SplitFrame(given[i].Value)
+		if err == nil && schemas[schema] == nil {
+			err = fmt.Errorf("event %d is of a schema %d, which the contracts do not have", i+1, schema)
 		}
-		if err := c.Apply(a, &given[i], t.Newest()); err != nil {
+		if err != nil {
+			return nil, err
+		}
+		if err := c.Apply(a, &given[i], schemas[schema]); err != nil {
 			return nil, err
 		}
 	}
@@ -102,17 +105,32 @@ func (c *Codec[A]) compareStates(id string, left []byte, folded *A) error {
 	return err
 }
 
-// LocalIDs numbers the newest schemas of contracts, for use without a registry.
+// LocalIDs returns the numbers that [LocalSchemas] gives to the newest schemas of
+// contracts, for use without a registry.
 func LocalIDs(contracts *avro.Contracts) registry.IDs {
 	ids, n := make(registry.IDs), 0
 	for _, category := range contracts.Categories() {
 		ids[category.Name] = make(map[string]int)
 		for _, t := range category.Types {
-			n++
+			n += len(t.Versions)
 			ids[category.Name][t.Name] = n
 		}
 	}
 	return ids
+}
+
+// LocalSchemas numbers all schemas of contracts: by category, event type and
+// version, from 1.
+func LocalSchemas(contracts *avro.Contracts) map[int]*avro.Schema {
+	schemas := make(map[int]*avro.Schema)
+	for _, category := range contracts.Categories() {
+		for _, t := range category.Types {
+			for _, schema := range t.Versions {
+				schemas[len(schemas)+1] = schema
+			}
+		}
+	}
+	return schemas
 }
 
 // Simulate runs a named command, see [Codec.Simulate].

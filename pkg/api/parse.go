@@ -335,6 +335,9 @@ func (p *parser) encode(category, typ string, r *strictjson.Reader) ([]byte, err
 		return nil, unknownCategory(category)
 	}
 	t, ok := contract.Type(typ)
+	if ok && t.Name != typ {
+		return nil, problem.New(http.StatusUnprocessableEntity, "unknown-event-type", "The event type has another name by now", "it is "+strconv.Quote(t.Name)).At(p.r.Pointer())
+	}
 	if !ok {
 		return nil, problem.New(http.StatusUnprocessableEntity, "unknown-event-type", "The category has no such event type", strconv.Quote(typ)).At(p.r.Pointer())
 	}

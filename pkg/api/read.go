@@ -143,9 +143,10 @@ func (a *API) getEvent(w http.ResponseWriter, r *http.Request) error {
 	return respond(w, doc)
 }
 
-// eventJSON renders an event, its data by the newest schema of its type.
+// eventJSON renders an event as the newest version of its type has it, under the
+// name that the type has by now.
 func (a *API) eventJSON(ctx context.Context, e *event.Event) (json.RawMessage, error) {
-	data, version, err := a.data(ctx, e)
+	data, err := a.data(ctx, e)
 	if err != nil {
 		return nil, err
 	}
@@ -155,37 +156,54 @@ func (a *API) eventJSON(ctx context.Context, e *event.Event) (json.RawMessage, e
 			metadata[name] = value
 		}
 	}
-	return json.Marshal(map[string]any{"id": e.ID, "category": e.Category, "stream": e.Stream, "type": e.Type, "schemaVersion": version, "version": e.Version,
-		"position": e.Position().String(), "time": e.Time, "recorded": e.Recorded, "data": json.RawMessage(data), "metadata": metadata})
+	doc := map[string]any{"id": e.ID, "category": e.Category, "stream": e.Stream, "type": data.typ, "schemaVersion": data.version, "version": e.Version,
+		"position": e.Position().String(), "time": e.Time, "recorded": e.Recorded, "data": json.RawMessage(data.doc), "metadata": metadata}
+	if data.problem != "" {
+		doc["problem"] = data.problem
+	}
+	return json.Marshal(doc)
 }
 
-// data returns an event's data as JSON, and which version of its type's schema
-// it was written with; 0 for one that the contracts do not hold.
-func (a *API) data(ctx context.Context, e *event.Event) (doc []byte, version int, err error) {
+// eventData is what is said of an event's data.
+type eventData struct {
+	typ     string
+	version int // of the schema that it was written with; 0 for one that the contracts do not hold
+	doc     []byte
+	problem string // why it is shown as it was written
+}
+
+// data returns an event's data as JSON. What cannot be read as the newest version
+// is shown as it was written, with the reason: one such event must not hide those
+// around it.
+func (a *API) data(ctx context.Context, e *event.Event) (eventData, error) {
+	d := eventData{typ: e.Type}
 	id, body, err := avro.SplitFrame(e.Value)
 	if err != nil {
-		return nil, 0, err
+		return d, err
 	}
 	writer, err := a.deps.Registry.SchemaByID(ctx, id)
 	if err != nil {
-		return nil, 0, err
+		return d, err
 	}
-	contract, _ := a.deps.Contracts.Category(e.Category)
-	if contract == nil {
-		doc, err = writer.AppendJSON(nil, body)
-		return doc, 0, err
+	if contract, ok := a.deps.Contracts.Category(e.Category); ok {
+		if typ, ok := contract.Type(e.Type); ok {
+			d.typ, d.version = typ.Name, typ.VersionOf(writer)
+			if d.doc, err = upgraded(typ, writer, body); err == nil {
+				return d, nil
+			}
+			d.problem = err.Error()
+		}
 	}
-	typ, ok := contract.Type(e.Type)
-	if !ok {
-		doc, err = writer.AppendJSON(nil, body)
-		return doc, 0, err
-	}
+	d.doc, err = writer.AppendJSON(nil, body)
+	return d, err
+}
+
+func upgraded(typ *avro.EventType, writer *avro.Schema, body []byte) ([]byte, error) {
 	upgrade, err := typ.Upgrade(writer)
 	if err != nil {
-		return nil, 0, err
+		return nil, err
 	}
-	doc, err = upgrade.AppendJSON(nil, body)
-	return doc, upgrade.Version(), err
+	return upgrade.AppendJSON(nil, body)
 }
 
 func (a *API) getCategories(w http.ResponseWriter, r *http.Request) error {

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"math/bits"
 	"path"
 	"regexp"
@@ -34,10 +35,14 @@ type CategoryContract struct {
 	Types         []*EventType // by name
 }
 
-// Type returns an event type by its name.
+// Type returns an event type by its name, or by one that it had in a former
+// version: that of events which were stored before it was renamed.
 func (c *CategoryContract) Type(name string) (*EventType, bool) {
 	i, ok := slices.BinarySearchFunc(c.Types, name, func(t *EventType, name string) int { return strings.Compare(t.Name, name) })
 	if !ok {
+		i = slices.IndexFunc(c.Types, func(t *EventType) bool { return slices.Contains(t.Former, name) })
+	}
+	if i < 0 {
 		return nil, false
 	}
 	return c.Types[i], true
@@ -146,8 +151,11 @@ func loadCategory(fsys fs.FS, name string, upcasters []Upcaster) (*CategoryContr
 		}
 		versions[m[1]][n] = schema
 	}
-	for _, typ := range slices.Sorted(mapKeys(versions)) {
-		t, err := c.collect(typ, versions[typ], upcasters)
+	for _, typ := range slices.Sorted(maps.Keys(versions)) {
+		if renamed(typ, versions) {
+			continue
+		}
+		t, err := c.collect(typ, versions, upcasters)
 		failures = append(failures, err)
 		if err == nil {
 			c.Types = append(c.Types, t)
@@ -156,13 +164,42 @@ func loadCategory(fsys fs.FS, name string, upcasters []Upcaster) (*CategoryContr
 	return c, errors.Join(failures...)
 }
 
-// collect puts the versions of an event type into order.
-func (c *CategoryContract) collect(name string, versions map[int]*Schema, upcasters []Upcaster) (*EventType, error) {
+// renamed tells whether another event type goes on where one ends.
+func renamed(name string, versions map[string]map[int]*Schema) bool {
+	for other := range versions {
+		if former(other, versions) == name {
+			return true
+		}
+	}
+	return false
+}
+
+// former returns the name that an event type had before: an alias of its first
+// schema, whose last version is the one before that; "" for none.
+func former(name string, versions map[string]map[int]*Schema) string {
+	first := slices.Min(slices.Collect(maps.Keys(versions[name])))
+	for _, alias := range versions[name][first].root.aliases {
+		old := unqualified(alias)
+		if before := versions[old]; old != name && len(before) > 0 && slices.Max(slices.Collect(maps.Keys(before))) == first-1 {
+			return old
+		}
+	}
+	return ""
+}
+
+// collect puts the versions of an event type into order, those under former names
+// first.
+func (c *CategoryContract) collect(name string, versions map[string]map[int]*Schema, upcasters []Upcaster) (*EventType, error) {
+	names, all := []string{name}, maps.Clone(versions[name])
+	for old := former(name, versions); old != ""; old = former(old, versions) {
+		names = append(names, old)
+		maps.Copy(all, versions[old])
+	}
 	var list []*Schema
-	for n := 1; n <= len(versions); n++ {
-		schema, ok := versions[n]
+	for n := 1; n <= len(all); n++ {
+		schema, ok := all[n]
 		if !ok {
-			return nil, fmt.Errorf("events/%s/%s.v%d.avsc: the version is missing", c.Name, name, n)
+			return nil, fmt.Errorf("events/%s/%s.v%d.avsc: the version is missing; where the type had another name then, name that in the aliases of version %d", c.Name, names[len(names)-1], n, n+1)
 		}
 		list = append(list, schema)
 	}
@@ -170,18 +207,8 @@ func (c *CategoryContract) collect(name string, versions map[int]*Schema, upcast
 	if level == "" {
 		level = BackwardTransitive
 	}
-	upcasters = slices.DeleteFunc(slices.Clone(upcasters), func(u Upcaster) bool { return u.Category != c.Name || u.Type != name })
+	upcasters = slices.DeleteFunc(slices.Clone(upcasters), func(u Upcaster) bool { return u.Category != c.Name || !slices.Contains(names, u.Type) })
 	return NewEventType(c.Name, name, level, list, upcasters...)
-}
-
-func mapKeys[V any](m map[string]V) func(func(string) bool) {
-	return func(yield func(string) bool) {
-		for k := range m {
-			if !yield(k) {
-				return
-			}
-		}
-	}
 }
 
 func (c *CategoryContract) configure(fsys fs.FS, file string) error {

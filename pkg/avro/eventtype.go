@@ -3,6 +3,7 @@ package avro
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 )
 
@@ -10,7 +11,10 @@ import (
 // immutable and safe for concurrent use.
 type EventType struct {
 	Category, Name string
-	Versions       []*Schema
+	// Former are the names that it had in older versions, by which events of these
+	// are stored.
+	Former   []string
+	Versions []*Schema
 
 	level    Level
 	upcasts  []upcast         // from version i+1 to i+2; nil: Avro's resolution
@@ -36,7 +40,7 @@ type step struct {
 //
 // All that is wrong is reported together.
 func NewEventType(category, name string, level Level, versions []*Schema, upcasters ...Upcaster) (*EventType, error) {
-	t := &EventType{Category: category, Name: name, Versions: versions, level: level, upcasts: make([]upcast, len(versions)),
+	t := &EventType{Category: category, Name: name, Former: formerNames(name, versions), Versions: versions, level: level, upcasts: make([]upcast, len(versions)),
 		numbers: make(map[[32]byte]int), ways: make(map[int][]step)}
 	var failures []error
 	for i, schema := range versions {
@@ -66,7 +70,16 @@ func NewEventType(category, name string, level Level, versions []*Schema, upcast
 }
 
 func (t *EventType) wrong(version int, format string, args ...any) error {
-	return fmt.Errorf("events/%s/%s.v%d.avsc: "+format, append([]any{t.Category, t.Name, version}, args...)...)
+	return fmt.Errorf("events/%s/%s.v%d.avsc: "+format, append([]any{t.Category, t.Versions[version-1].Name(), version}, args...)...)
+}
+
+func formerNames(name string, versions []*Schema) (names []string) {
+	for _, v := range versions {
+		if former := v.Name(); former != name && !slices.Contains(names, former) {
+			names = append(names, former)
+		}
+	}
+	return names
 }
 
 // bind checks an upcaster against the schemas around it.
@@ -89,7 +102,12 @@ func (t *EventType) bind(u Upcaster) error {
 func (t *EventType) Newest() *Schema { return t.Versions[len(t.Versions)-1] }
 
 // VersionOf returns which version has a schema, 0 for none.
-func (t *EventType) VersionOf(schema *Schema) int { return t.numbers[schema.Fingerprint()] }
+func (t *EventType) VersionOf(schema *Schema) int {
+	if known, ok := t.upgrades.Load(schema); ok {
+		return known.(*Upgrade).version
+	}
+	return t.numbers[schema.Fingerprint()]
+}
 
 // Level returns how the versions must fit together.
 func (t *EventType) Level() Level { return t.level }

@@ -17,14 +17,14 @@ type GoType struct {
 // field of the schema has a field of the struct, by its `avro` tag, and the
 // other way round, and their types fit. The error names the field.
 func NewGoType(typ *EventType, t reflect.Type) (*GoType, error) {
-	if err := typ.Newest().fits(t); err != nil {
+	if err := typ.Newest().Fits(t); err != nil {
 		return nil, err
 	}
 	return &GoType{typ}, nil
 }
 
-// fits checks a Go struct against a schema.
-func (s *Schema) fits(t reflect.Type) error {
+// Fits checks a Go struct against a schema, as [NewGoType] does.
+func (s *Schema) Fits(t reflect.Type) error {
 	if t.Kind() != reflect.Struct {
 		return fmt.Errorf("%s is no struct", t)
 	}

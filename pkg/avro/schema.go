@@ -131,6 +131,8 @@ type Field struct {
 	Name       string
 	Type       Type
 	HasDefault bool
+
+	aliases []string
 }
 
 // Type is what compilers of projections need to know about a type.
@@ -154,18 +156,30 @@ var ErrNoField = errors.New("no such field")
 // TypeOf returns the type at a path of field names. A field inside a nullable
 // record is nullable.
 func (s *Schema) TypeOf(path ...string) (Type, error) {
+	_, t, err := s.Find(path...)
+	return t, err
+}
+
+// Find returns the type at a path of field names, and the path itself in the names
+// of this schema: one that was written when fields had former names, which are
+// aliases now, finds them still.
+func (s *Schema) Find(path ...string) (now []string, _ Type, _ error) {
 	t := s.root.typ()
 	nullable := false
 	for _, name := range path {
 		i := slices.IndexFunc(t.Fields, func(f Field) bool { return f.Name == name })
 		if i < 0 {
-			return Type{}, fmt.Errorf("%w: %s", ErrNoField, name)
+			i = slices.IndexFunc(t.Fields, func(f Field) bool { return slices.Contains(f.aliases, name) })
 		}
+		if i < 0 {
+			return nil, Type{}, fmt.Errorf("%w: %s", ErrNoField, name)
+		}
+		now = append(now, t.Fields[i].Name)
 		t = t.Fields[i].Type
 		nullable = nullable || t.Nullable
 	}
 	t.Nullable = nullable
-	return t, nil
+	return now, t, nil
 }
 
 // node is a type in the form that our own code walks.
@@ -201,7 +215,7 @@ func (n *node) typ() Type {
 		return n.unionType()
 	case Record:
 		for _, f := range n.fields {
-			t.Fields = append(t.Fields, Field{Name: f.name, Type: f.node.typ(), HasDefault: f.hasDefault})
+			t.Fields = append(t.Fields, Field{Name: f.name, Type: f.node.typ(), HasDefault: f.hasDefault, aliases: f.aliases})
 		}
 	case Array, Map:
 		items := n.items.typ()

@@ -43,10 +43,10 @@ func (e *UpcastError) Unwrap() error { return e.Err }
 // with an error cannot be read: projections park its stream.
 func Upcast[Old, New any](category, eventType string, from int, f func(Old) (New, error)) Upcaster {
 	return Upcaster{Category: category, Type: eventType, From: from, bind: func(old, new *Schema) (upcast, error) {
-		if err := old.fits(reflect.TypeFor[Old]()); err != nil {
+		if err := old.Fits(reflect.TypeFor[Old]()); err != nil {
 			return nil, err
 		}
-		if err := new.fits(reflect.TypeFor[New]()); err != nil {
+		if err := new.Fits(reflect.TypeFor[New]()); err != nil {
 			return nil, err
 		}
 		return func(payload []byte) ([]byte, error) {

@@ -14,7 +14,7 @@ import (
 // [*SourceError] at the first mistake.
 func Compile(d *Definition, contracts *avro.Contracts) (*Plan, error) {
 	c := compiler{d: d, contracts: contracts, plan: &Plan{name: d.Name, source: d.Source, categories: slices.Sorted(slices.Values(d.Categories)),
-		programs: make(map[string]map[string]*program)}}
+		programs: make(map[string]map[string]*program), former: make(map[[2]string]*program)}}
 	for _, step := range []func() error{c.categories, c.keyShape, c.collectFields, c.collectRemove, c.keys, c.collectIndexes, c.checkShared} {
 		if err := step(); err != nil {
 			return nil, err
@@ -77,7 +77,7 @@ func (c *compiler) eventTypes(r ref) ([]*avro.EventType, error) {
 	var known []string
 	for _, t := range c.types {
 		known = append(known, t.Name)
-		if t.Name == r.event || t.Category+"/"+t.Name == r.event {
+		if t.Name == r.event || t.Category+"/"+t.Name == r.event || slices.Contains(t.Former, strings.TrimPrefix(r.event, t.Category+"/")) {
 			found = append(found, t)
 		}
 	}
@@ -96,6 +96,9 @@ func (c *compiler) program(t *avro.EventType) *program {
 	if p == nil {
 		p = &program{typ: t}
 		c.plan.programs[t.Category][t.Name] = p
+		for _, name := range t.Former {
+			c.plan.former[[2]string{t.Category, name}] = p
+		}
 	}
 	return p
 }
@@ -115,7 +118,7 @@ func (c *compiler) value(t *avro.EventType, path []string, at place) (source, av
 		}
 		return source{kind: s.kind}, avro.Type{Kind: s.typ, Nullable: s.kind == fromActor}, nil
 	}
-	typ, err := t.Newest().TypeOf(path...)
+	now, typ, err := t.Newest().Find(path...)
 	if err != nil {
 		var known []string
 		for _, f := range t.Newest().Fields() {
@@ -124,10 +127,10 @@ func (c *compiler) value(t *avro.EventType, path []string, at place) (source, av
 		return source{}, avro.Type{}, c.d.errorf(at, "the event %s has no field %s%s", t.Name, strings.Join(path, "."), suggest(path[0], known))
 	}
 	p := c.program(t)
-	i := slices.IndexFunc(p.paths, func(have []string) bool { return slices.Equal(have, path) })
+	i := slices.IndexFunc(p.paths, func(have []string) bool { return slices.Equal(have, now) })
 	if i < 0 {
 		i = len(p.paths)
-		p.paths = append(p.paths, path)
+		p.paths = append(p.paths, now)
 	}
 	return source{kind: fromField, index: i}, typ, nil
 }

@@ -58,13 +58,22 @@ func (p *Plan) NewFolder() *Folder {
 }
 
 // Uses tells whether the plan uses events of a type.
-func (p *Plan) Uses(category, typ string) bool { return p.programs[category][typ] != nil }
+func (p *Plan) Uses(category, typ string) bool { return p.program(category, typ) != nil }
+
+// program returns what is done with events of a type, by the name that they are
+// stored under: that of the type or a former one.
+func (p *Plan) program(category, typ string) *program {
+	if known := p.programs[category][typ]; known != nil || len(p.former) == 0 {
+		return known
+	}
+	return p.former[[2]string{category, typ}]
+}
 
 // Begin decodes what the plan needs of an event, whose value was written with
 // the schema writer, and finds the key of its row. The event must stay as it is
 // until Apply. The error is a [*Poison].
 func (f *Folder) Begin(e *event.Event, writer *avro.Schema) (Outcome, error) {
-	f.event, f.program, f.stamp = e, f.plan.programs[e.Category][e.Type], ""
+	f.event, f.program, f.stamp = e, f.plan.program(e.Category, e.Type), ""
 	if f.program == nil {
 		return Filtered, nil
 	}
@@ -172,7 +181,7 @@ func (f *Folder) value(s source) avro.Value {
 	case fromID:
 		return avro.Value{Kind: avro.UUID, Bytes: e.ID.Append(nil)}
 	case fromType:
-		return avro.Value{Kind: avro.String, Bytes: []byte(e.Type)}
+		return avro.Value{Kind: avro.String, Bytes: []byte(f.program.typ.Name)}
 	case fromStream:
 		return avro.Value{Kind: avro.String, Bytes: []byte(e.Stream)}
 	case fromVersion:

@@ -18,6 +18,7 @@ type Plan struct {
 	indexes    []Index
 	shared     bool
 	programs   map[string]map[string]*program // by category and event type
+	former     map[[2]string]*program         // by category and a former name of the type
 	hash       string
 }
 

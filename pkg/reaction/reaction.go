@@ -144,7 +144,7 @@ func On[E any](c *Consumer, react func(ctx context.Context, e Event[E]) error) {
 		return // it was reported
 	}
 	contract, ok := c.contract.Type(t.Name())
-	if !ok || c.handlers[t.Name()] != nil {
+	if !ok || contract.Name != t.Name() || c.handlers[t.Name()] != nil {
 		c.fail(fmt.Errorf("%s: the category %s has no such event, or it is handled twice", t, c.cfg.Category))
 		return
 	}
@@ -153,12 +153,15 @@ func On[E any](c *Consumer, react func(ctx context.Context, e Event[E]) error) {
 		c.fail(err)
 		return
 	}
-	c.handlers[t.Name()] = func(ctx context.Context, e *event.Event, writer *avro.Schema, body []byte) error {
+	handle := func(ctx context.Context, e *event.Event, writer *avro.Schema, body []byte) error {
 		typed := Event[E]{Event: *e}
 		if err := schema.Decode(writer, body, &typed.Data); err != nil {
 			return Permanent(err)
 		}
 		return react(ctx, typed)
+	}
+	for _, stored := range append([]string{contract.Name}, contract.Former...) {
+		c.handlers[stored] = handle
 	}
 }
 

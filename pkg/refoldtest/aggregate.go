@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/refoldhq/refold/pkg/aggregate"
+	"github.com/refoldhq/refold/pkg/avro"
 	"github.com/refoldhq/refold/pkg/eventstore"
 )
 
@@ -19,9 +20,9 @@ type Aggregate[A any] struct {
 }
 
 // NewAggregate checks a definition against the contracts of a folder.
-func NewAggregate[A any](t testing.TB, fsys fs.FS, d *aggregate.Definition[A]) *Aggregate[A] {
+func NewAggregate[A any](t testing.TB, fsys fs.FS, d *aggregate.Definition[A], upcasters ...avro.Upcaster) *Aggregate[A] {
 	t.Helper()
-	k, err := newKit(fsys)
+	k, err := newKit(fsys, upcasters)
 	if err != nil {
 		t.Fatal(err)
 	}

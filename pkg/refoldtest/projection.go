@@ -9,6 +9,7 @@ import (
 	"slices"
 	"testing"
 
+	"github.com/refoldhq/refold/pkg/avro"
 	"github.com/refoldhq/refold/pkg/event"
 	"github.com/refoldhq/refold/pkg/projection"
 )
@@ -21,9 +22,9 @@ type Projection struct {
 }
 
 // NewProjection compiles a definition of a folder.
-func NewProjection(t testing.TB, fsys fs.FS, name string) *Projection {
+func NewProjection(t testing.TB, fsys fs.FS, name string, upcasters ...avro.Upcaster) *Projection {
 	t.Helper()
-	k, err := newKit(fsys)
+	k, err := newKit(fsys, upcasters)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -70,9 +71,7 @@ func (k *kit) fold(plan *projection.Plan, events []event.Event) (map[string][]by
 	folder, rows := plan.NewFolder(), make(map[string]*projection.Row)
 	for i := range events {
 		e := &events[i]
-		category, _ := k.contracts.Category(e.Category)
-		typ, _ := category.Type(e.Type) // both were found when the event was made
-		outcome, err := folder.Begin(e, typ.Newest())
+		outcome, err := folder.Begin(e, k.writer(e.Value))
 		if err == nil && outcome == projection.Applies {
 			key := string(folder.Key())
 			if rows[key] == nil {

@@ -46,6 +46,9 @@ type Event struct {
 	// Data is a struct with `avro` tags, or JSON in a string, or what becomes JSON
 	// by encoding/json.
 	Data any
+	// SchemaVersion is the version of the type's schema that Data is written with,
+	// to test what becomes of old events; the newest where it is zero.
+	SchemaVersion int
 	// Time is when it happened; a second after the event before where it is zero.
 	Time time.Time
 	// Actor, CorrelationID and CausationID are its metadata.
@@ -56,15 +59,22 @@ type Event struct {
 type kit struct {
 	fsys      fs.FS
 	contracts *avro.Contracts
-	ids       map[string]map[string]int
+	ids       map[string]map[string]int // of newest schemas
+	schemas   map[int]*avro.Schema
 }
 
-func newKit(fsys fs.FS) (*kit, error) {
-	contracts, err := avro.LoadContracts(fsys)
+func newKit(fsys fs.FS, upcasters []avro.Upcaster) (*kit, error) {
+	contracts, err := avro.LoadContracts(fsys, upcasters...)
 	if err != nil {
 		return nil, err
 	}
-	return &kit{fsys: fsys, contracts: contracts, ids: aggregate.LocalIDs(contracts)}, nil
+	return &kit{fsys: fsys, contracts: contracts, ids: aggregate.LocalIDs(contracts), schemas: aggregate.LocalSchemas(contracts)}, nil
+}
+
+// writer returns the schema that an event was written with.
+func (k *kit) writer(value []byte) *avro.Schema {
+	id, _, _ := avro.SplitFrame(value) // encode has framed it
+	return k.schemas[id]
 }
 
 // start is the time of the first event whose time is left out.
@@ -83,7 +93,7 @@ func (k *kit) given(events []Event) (list []event.Event, err error) {
 		if err != nil {
 			return nil, fmt.Errorf("event %d: %w", i+1, err)
 		}
-		value, err := k.encode(typ, e.Data)
+		value, err := k.encode(typ, &e)
 		if err != nil {
 			return nil, fmt.Errorf("event %d, %s: %w", i+1, typ.Name, err)
 		}
@@ -138,21 +148,26 @@ func inCategory(name string) string {
 }
 
 // encode returns the value of an event, framed.
-func (k *kit) encode(t *avro.EventType, data any) ([]byte, error) {
-	frame := avro.AppendFrame(nil, k.ids[t.Category][t.Name])
-	if typ := reflect.TypeOf(data); typ != nil && typ.Kind() == reflect.Struct {
-		codec, err := avro.NewGoType(t, typ)
-		if err != nil {
+func (k *kit) encode(t *avro.EventType, e *Event) ([]byte, error) {
+	schema, newest := t.Newest(), len(t.Versions)
+	if n := e.SchemaVersion; n < 0 || n > newest {
+		return nil, fmt.Errorf("there is no version %d of its schema", n)
+	} else if n > 0 {
+		schema = t.Versions[n-1]
+	}
+	frame := avro.AppendFrame(nil, k.ids[t.Category][t.Name]-newest+t.VersionOf(schema))
+	if typ := reflect.TypeOf(e.Data); typ != nil && typ.Kind() == reflect.Struct {
+		if err := schema.Fits(typ); err != nil {
 			return nil, err
 		}
-		return codec.Encode(frame, data)
+		return schema.EncodeGo(frame, e.Data)
 	}
-	doc, err := documentOf(data)
+	doc, err := documentOf(e.Data)
 	if err != nil {
 		return nil, err
 	}
 	r := strictjson.NewReader(doc)
-	value, err := t.Newest().EncodeJSON(frame, r)
+	value, err := schema.EncodeJSON(frame, r)
 	if err == nil {
 		err = r.End()
 	}
@@ -177,8 +192,12 @@ func (k *kit) show(category, typ string, value []byte) string {
 	_, body, err := avro.SplitFrame(value)
 	if err == nil && c != nil {
 		if t, ok := c.Type(typ); ok {
-			if value, err = t.Newest().AppendJSON(nil, body); err == nil {
-				return typ + " " + string(value)
+			var upgrade *avro.Upgrade
+			if upgrade, err = t.Upgrade(k.writer(value)); err == nil {
+				value, err = upgrade.AppendJSON(nil, body)
+			}
+			if err == nil {
+				return t.Name + " " + string(value)
 			}
 		}
 	}

@@ -9,7 +9,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/refoldhq/refold/pkg/aggregate"
+	"github.com/refoldhq/refold/pkg/avro"
 	"github.com/refoldhq/refold/pkg/refoldtest"
 	"github.com/refoldhq/refold/schemas"
 	"github.com/refoldhq/refold/schemas/user"
@@ -93,7 +93,7 @@ func TestRowsThatDifferFailWithADiff(t *testing.T) {
 }
 
 func TestTheDemosTestsPass(t *testing.T) {
-	suite, err := refoldtest.NewSuite(schemas.FS, user.Define())
+	suite, err := refoldtest.NewSuite(schemas.FS, nil, user.Define())
 	require.NoError(t, err)
 	outcomes, err := suite.Run()
 	require.NoError(t, err)
@@ -136,7 +136,7 @@ func TestTestsInYAMLThatMustFail(t *testing.T) {
 		{"a body that does not fit", one + "when: {command: changeEmail, data: {email: 7}}", "/email"},
 		{"no aggregate", one + "when: {category: Order, command: delete}", `category "Order" has no aggregate`},
 	} {
-		suite, err := refoldtest.NewSuite(withTests(t, "test: x\n"+c.test), user.Define())
+		suite, err := refoldtest.NewSuite(withTests(t, "test: x\n"+c.test), nil, user.Define())
 		require.NoError(t, err)
 		outcomes, err := suite.Run()
 		require.NoError(t, err, c.name)
@@ -145,9 +145,42 @@ func TestTestsInYAMLThatMustFail(t *testing.T) {
 		require.Equal(t, 1, outcomes[0].Line)
 	}
 	for name, broken := range map[string]string{"unknown member": "test: x\nexpects: {}", "no YAML": "test: [", "another type": "test: x\ngiven: 7"} {
-		suite, err := refoldtest.NewSuite(withTests(t, broken), []aggregate.Type{}...)
+		suite, err := refoldtest.NewSuite(withTests(t, broken), nil)
 		require.NoError(t, err)
 		_, err = suite.Run()
 		require.ErrorContains(t, err, "x.test.yaml", name)
 	}
+}
+
+func TestOldEventsAreGivenInTheVersionThatTheyWereWrittenIn(t *testing.T) {
+	t.Parallel()
+	fsys := fstest.MapFS{
+		"events/Door/Opened.v1.avsc":       {Data: []byte(`{"type":"record","name":"Opened","fields":[{"name":"by","type":"string"}]}`)},
+		"events/Door/Opened.v2.avsc":       {Data: []byte(`{"type":"record","name":"Opened","fields":[{"name":"first","type":"string"},{"name":"last","type":"string"}]}`)},
+		"projections/doors.yaml":           {Data: []byte("projection: doors\ncategory: Door\nfields:\n  last: {from: [Opened]}\n")},
+		"projections/doors.test.yaml":      {Data: []byte("test: old names are split\ngiven:\n  - {type: Opened, schemaVersion: 1, data: {by: Ada Lovelace}}\nexpect:\n  doors:\n    \"1\": {last: Lovelace}\n")},
+		"projections/otherdoors.test.yaml": {Data: []byte("test: no such version\ngiven:\n  - {type: Opened, schemaVersion: 3}\nexpect: {}\n")},
+	}
+	type v1 struct {
+		By string `avro:"by"`
+	}
+	type v2 struct {
+		First string `avro:"first"`
+		Last  string `avro:"last"`
+	}
+	split := avro.Upcast("Door", "Opened", 1, func(old v1) (v2, error) {
+		first, last, _ := strings.Cut(old.By, " ")
+		return v2{first, last}, nil
+	})
+	doors := refoldtest.NewProjection(t, fsys, "doors", split)
+	doors.Given(t, refoldtest.Event{Type: "Opened", SchemaVersion: 1, Data: v1{"Ada Lovelace"}}).Expect("1", `{"last": "Lovelace"}`)
+	doors.Given(t, refoldtest.Event{Type: "Opened", Data: v2{"Ada", "Byron"}}).Expect("1", `{"last": "Byron"}`)
+
+	suite, err := refoldtest.NewSuite(fsys, []avro.Upcaster{split})
+	require.NoError(t, err)
+	outcomes, err := suite.Run()
+	require.NoError(t, err)
+	require.Len(t, outcomes, 2)
+	require.Empty(t, outcomes[0].Problem)
+	require.Contains(t, outcomes[1].Problem, "no version 3")
 }

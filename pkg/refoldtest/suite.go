@@ -15,6 +15,7 @@ import (
 	"github.com/goccy/go-yaml/parser"
 
 	"github.com/refoldhq/refold/pkg/aggregate"
+	"github.com/refoldhq/refold/pkg/avro"
 	"github.com/refoldhq/refold/pkg/event"
 	"github.com/refoldhq/refold/pkg/projection"
 )
@@ -37,6 +38,9 @@ import (
 //	when: {command: logIn, data: {succeeded: true}}
 //	error: account-locked        # or "then", a list of events
 //
+// An event with a "schemaVersion" is written with that version of its schema, so
+// that a test shows what becomes of old events.
+//
 // Commands need their aggregates, which are Go: a program that has them compiled
 // in hands them over.
 type Suite struct {
@@ -46,8 +50,8 @@ type Suite struct {
 }
 
 // NewSuite reads contracts and definitions of a folder.
-func NewSuite(fsys fs.FS, types ...aggregate.Type) (*Suite, error) {
-	k, err := newKit(fsys)
+func NewSuite(fsys fs.FS, upcasters []avro.Upcaster, types ...aggregate.Type) (*Suite, error) {
+	k, err := newKit(fsys, upcasters)
 	if err != nil {
 		return nil, err
 	}
@@ -130,6 +134,7 @@ type test struct {
 type testEvent struct {
 	Category, Stream, Type string
 	Data                   map[string]any
+	SchemaVersion          int `yaml:"schemaVersion"`
 	Time                   string
 	Actor                  string
 	CorrelationID          string `yaml:"correlationId"`
@@ -169,7 +174,7 @@ func (s *Suite) run(t test) string {
 func (s *Suite) events(list []testEvent) ([]event.Event, error) {
 	events := make([]Event, len(list))
 	for i, e := range list {
-		events[i] = Event{Category: e.Category, Stream: e.Stream, Type: e.Type, Actor: e.Actor, CorrelationID: e.CorrelationID, CausationID: e.CausationID}
+		events[i] = Event{Category: e.Category, Stream: e.Stream, Type: e.Type, SchemaVersion: e.SchemaVersion, Actor: e.Actor, CorrelationID: e.CorrelationID, CausationID: e.CausationID}
 		if e.Data != nil {
 			events[i].Data = e.Data
 		}

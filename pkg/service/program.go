@@ -13,6 +13,8 @@ import (
 	"syscall"
 
 	"github.com/alecthomas/kong"
+
+	"github.com/refoldhq/refold/pkg/avro"
 )
 
 // Program is what a main function says about itself. Its command line is a
@@ -22,6 +24,9 @@ type Program struct {
 	Description string
 	// Contracts are the schemas and definitions that are compiled in.
 	Contracts fs.FS
+	// Upcasters lead from old versions of the contracts to new ones. Every program
+	// of a system needs the same.
+	Upcasters []avro.Upcaster
 }
 
 // CommandLine is a pointer to a struct that embeds [Settings].
@@ -69,7 +74,7 @@ func (p Program) command(ctx context.Context, cli CommandLine, args []string) er
 		return p.usage(err, config)
 	}
 	s := cli.settings()
-	s.contracts, s.program = p.Contracts, p.Name
+	s.contracts, s.upcasters, s.program = p.Contracts, p.Upcasters, p.Name
 	if err := s.load(); err != nil {
 		return Usage(err).Try(p.Name + " --help")
 	}

@@ -34,6 +34,7 @@ type Settings struct {
 	SchemaRegistryURL string `help:"Reserved for an external schema registry, which cannot be used yet; the built-in one has Confluent's API." placeholder:"URL" env:"SCHEMA_REGISTRY_URL" group:"Connections"`
 
 	contracts fs.FS // those compiled in
+	upcasters []avro.Upcaster
 	program   string
 }
 
@@ -122,8 +123,21 @@ func (s *Settings) ContractsFS() fs.FS {
 	return s.contracts
 }
 
-// Contracts reads and checks the event schemas.
-func (s *Settings) Contracts() (*avro.Contracts, error) { return avro.LoadContracts(s.ContractsFS()) }
+// Contracts reads and checks the event schemas, with the upcasters of the program.
+func (s *Settings) Contracts() (*avro.Contracts, error) {
+	return avro.LoadContracts(s.ContractsFS(), s.Upcasters()...)
+}
+
+// Upcasters returns those that are compiled in; with other contracts, of these the
+// ones for categories that the contracts have.
+func (s *Settings) Upcasters() (list []avro.Upcaster) {
+	for _, u := range s.upcasters {
+		if _, err := fs.Stat(s.ContractsFS(), "events/"+u.Category); s.Schemas == "" || err == nil {
+			list = append(list, u)
+		}
+	}
+	return list
+}
 
 // Definitions reads the projections' definitions.
 func (s *Settings) Definitions() ([]*projection.Definition, error) {

@@ -1,0 +1,17 @@
+// Projector feeds, serves and rebuilds the ledger's read models.
+package main
+
+import (
+	"github.com/refoldhq/refold/pkg/service"
+	"github.com/refoldhq/refold/test/e2e/ledger"
+)
+
+type cli struct {
+	service.Settings
+	Run   service.ProjectorCommand `cmd:"" help:"Feed read models."`
+	Serve service.QueryCommand     `cmd:"" help:"Serve and rebuild read models."`
+}
+
+func main() {
+	service.Program{Name: "projector", Description: "Keeps the read models of wallets.", Contracts: ledger.Contracts(), Upcasters: ledger.Upcasters()}.Main(&cli{})
+}

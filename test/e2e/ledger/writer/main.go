@@ -1,0 +1,19 @@
+// Writer is the ledger's write side.
+package main
+
+import (
+	"github.com/refoldhq/refold/pkg/aggregate"
+	"github.com/refoldhq/refold/pkg/service"
+	"github.com/refoldhq/refold/test/e2e/ledger"
+)
+
+type cli struct {
+	service.Settings
+	Serve service.WriterCommand `cmd:"" help:"Serve the wallets."`
+}
+
+func main() {
+	service.Program{Name: "writer", Description: "Keeps wallets.", Contracts: ledger.Contracts(), Upcasters: ledger.Upcasters()}.Main(&cli{
+		Serve: service.WriterCommand{Aggregates: []aggregate.Type{ledger.Define()}, Reactions: []service.Reaction{ledger.Thank}},
+	})
+}
