@@ -70,6 +70,9 @@ func (w *worker) claim(ctx context.Context, topicID [16]byte) (next int64, err e
 	if err != nil {
 		return 0, err
 	}
+	if err := w.checkPlan(ctx); err != nil {
+		return 0, err
+	}
 	if topic != topicID {
 		return 0, w.alarm(ctx, fmt.Sprintf("the topic was recreated: its id is %s, the progress is that of %s", hex.EncodeToString(topicID[:]), hex.EncodeToString(topic[:])))
 	}
@@ -261,6 +264,9 @@ func (w *worker) fold(ctx context.Context, b *batch) error {
 		}
 	}
 	if err := w.load(ctx, b, wanted); err != nil {
+		return err
+	}
+	if err := w.complete(ctx, b, wanted); err != nil {
 		return err
 	}
 	for i, e := range b.events {
