@@ -71,7 +71,7 @@ func (f *StreamFold) Into(ctx context.Context, q Querier, ranges []StreamRange, 
 		&e.Metadata.Actor, &e.Metadata.CorrelationID, &e.Metadata.CausationID, &e.Metadata.Traceparent}, func() error {
 		e.Slot, e.ID, e.Time, e.Recorded = int(slot), id, event.Time(at), event.Time(recorded)
 		n++
-		if poisoned[e.Stream] != nil {
+		if _, ended := poisoned[e.Stream]; ended {
 			return nil
 		}
 		err := f.apply(ctx, &e, rows[e.Stream])
