@@ -16,6 +16,7 @@ type cli struct {
 	Serve   service.WriterCommand `cmd:"" help:"Append, read the log, serve schemas, and relay to Kafka."`
 	Relay   service.RelayCommand  `cmd:"" help:"Relay to Kafka only."`
 	Dev     devCommand            `cmd:"" help:"Everything in one process, with a Postgres and a broker of its own."`
+	Topics  topicsCommand         `cmd:"" help:"Make the topics of all categories, for brokers where the relay may not."`
 	Migrate migrateCommand        `cmd:"" help:"Bring the database's schema to the newest version."`
 	Verify  verifyCommand         `cmd:"" help:"Check that sequences and versions are dense and that topics hold exactly the log."`
 	Probe   probeCommand          `cmd:"" help:"Append an event through the API of an installation and read its row, as a client does."`

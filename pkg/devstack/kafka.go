@@ -35,6 +35,18 @@ type KafkaConfig struct {
 	// returns the address that clients are told, usually that of a proxy in front.
 	// The nodes themselves speak to each other directly.
 	Through func(node int, addr string) string
+	// Listeners are further ones of the first node, for clients that reach it by
+	// another name or speak another protocol. What a protocol needs (keys, users)
+	// stands in Settings, as listener.name.<name>....
+	Listeners []Listener
+}
+
+// Listener is one more way to a broker.
+type Listener struct {
+	Name       string // such as PODS
+	Port       int    // of the loopback interface
+	Advertised string // host:port that clients are told
+	Protocol   string // PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL
 }
 
 // Kafka is a real cluster of our own in KRaft mode. Its methods are not safe for
@@ -164,6 +176,13 @@ func (k *Kafka) properties(n *node) string {
 		"broker.session.timeout.ms":             "6000",
 		"log.retention.check.interval.ms":       "5000",
 		"log.cleaner.dedupe.buffer.size":        "16777216", // of the heap
+	}
+	if n.id == 1 {
+		for _, l := range k.cfg.Listeners {
+			settings["listeners"] += fmt.Sprintf(",%s://127.0.0.1:%d", l.Name, l.Port)
+			settings["advertised.listeners"] += fmt.Sprintf(",%s://%s", l.Name, l.Advertised)
+			settings["listener.security.protocol.map"] += fmt.Sprintf(",%s:%s", l.Name, l.Protocol)
+		}
 	}
 	maps.Copy(settings, k.cfg.Settings)
 	var b strings.Builder

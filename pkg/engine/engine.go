@@ -1,18 +1,23 @@
 // Package engine feeds projections: it folds the events of topics into rows,
 // exactly once.
 //
-// Each fed version is a consumer group of its own with one worker for each
-// assigned partition. A worker claims its partition in the database (raising the
-// owner's epoch), reads on from the offset that stands there, and commits rows
+// Each fed version is a consumer group of its own (feeder) with one worker for
+// each assigned partition. A worker claims its partition in the database (raising
+// the owner's epoch), reads on from the offset that stands there, and commits rows
 // and progress in one pipelined transaction, whose first statement compares and
 // sets the progress and raises an error in the server when somebody else has
 // claimed meanwhile: then nothing behind it runs. Kafka's group only deals out
 // the work; it fences nobody.
 //
-// Whatever goes wrong for a worker (a lost connection, another owner, a gap that
-// cannot be filled) ends its feeder, which drops its caches, leaves the group and
-// begins again with claims after a pause. So nothing survives in memory that the
-// database does not confirm.
+// Whatever goes wrong for a worker ends its claim and nothing else: it drops what
+// it has in memory, claims again after a pause, and has the client fetch from the
+// offset that the database names. The other partitions do not notice. So nothing
+// survives in memory that the database does not confirm.
+//
+// A slot whose missing events are nowhere to be had, or whose events do not follow
+// on what was applied, stops alone; a stream whose event cannot be applied is
+// parked alone. What was asked for parked streams is carried out by the worker
+// that owns their partition, between its batches.
 package engine
 
 import (
@@ -42,10 +47,32 @@ type Config struct {
 	Prefix string
 	// Owner names this process for people.
 	Owner string
-	// MaxBatch is the most records in a transaction; 5,000.
+	// MaxBatch is the most events in a transaction; 5,000.
 	MaxBatch int
-	// CacheBytes bounds the rows kept for each partition; 16 MiB.
-	CacheBytes int
+	// CacheBytes bounds the rows that are kept in memory, of all partitions
+	// together; 96 MiB.
+	CacheBytes int64
+	// QueueBytes bounds the records that wait for their workers, of all partitions
+	// together, in so far as each partition may have a mebibyte; 64 MiB.
+	QueueBytes int64
+	// MaxParked is the most streams that a partition parks within a minute. Beyond
+	// it, something is wrong with more than streams, and the partition stops; 50.
+	MaxParked int
+}
+
+func (c *Config) defaults() {
+	if c.MaxBatch == 0 {
+		c.MaxBatch = 5000
+	}
+	if c.CacheBytes == 0 {
+		c.CacheBytes = 96 << 20
+	}
+	if c.QueueBytes == 0 {
+		c.QueueBytes = 64 << 20
+	}
+	if c.MaxParked == 0 {
+		c.MaxParked = 50
+	}
 }
 
 // Schemas finds schemas by id. Any error but registry.ErrUnknownSchema means
@@ -66,7 +93,7 @@ type Feed struct {
 	Categories []eventstore.Category
 }
 
-// Engine runs feeds. Run may be called once.
+// Engine runs feeds. Run or Follow may be called once.
 type Engine struct {
 	cfg       Config
 	schemas   Schemas
@@ -75,18 +102,18 @@ type Engine struct {
 	log       *slog.Logger
 	metrics   *metrics
 	announcer *announcer
+	cache     *rowCache
+	faults    faults
+
+	mu      sync.Mutex // guards workers
+	workers map[*worker]bool
 }
 
-// New returns an engine. It does not dial; Run does.
+// New returns an engine. It does not dial; Run and Follow do.
 func New(cfg Config, pool *pgxpool.Pool, schemas Schemas, events Log, log *slog.Logger, reg prometheus.Registerer) *Engine {
-	if cfg.MaxBatch == 0 {
-		cfg.MaxBatch = 5000
-	}
-	if cfg.CacheBytes == 0 {
-		cfg.CacheBytes = 16 << 20
-	}
+	cfg.defaults()
 	return &Engine{cfg: cfg, schemas: schemas, events: events, pool: pool, log: log, metrics: newMetrics(reg),
-		announcer: newAnnouncer(cfg.DatabaseURL, log)}
+		announcer: newAnnouncer(cfg.DatabaseURL, log), cache: newRowCache(cfg.CacheBytes), workers: make(map[*worker]bool)}
 }
 
 // Run feeds until ctx ends, then commits what is under way and returns nil.
@@ -95,15 +122,22 @@ func (e *Engine) Run(ctx context.Context, feeds []Feed) error {
 	for _, feed := range feeds {
 		all.Go(func() { e.keepFeeding(ctx, feed) })
 	}
-	all.Go(func() { e.announcer.run(ctx) })
+	e.background(ctx, &all)
 	all.Wait()
 	return nil
 }
 
-// keepFeeding runs one feeder after another, with pauses that grow while none
-// gets anywhere.
+// background starts what all feeds share.
+func (e *Engine) background(ctx context.Context, all *sync.WaitGroup) {
+	all.Go(func() { e.announcer.run(ctx) })
+	all.Go(func() { e.watchRequests(ctx) })
+	all.Go(func() { e.watchLag(ctx) })
+}
+
+// keepFeeding runs one feeder after another until ctx ends. A feeder ends only
+// where no client can be made or the client is closed: its workers mend the rest.
 func (e *Engine) keepFeeding(ctx context.Context, feed Feed) {
-	pause := 100 * time.Millisecond
+	pause := backoff{least: 100 * time.Millisecond, most: 3 * time.Second}
 	for ctx.Err() == nil {
 		began := time.Now()
 		err := newFeeder(e, feed).run(ctx)
@@ -111,15 +145,39 @@ func (e *Engine) keepFeeding(ctx context.Context, feed Feed) {
 			return
 		}
 		e.log.Warn("feeding is interrupted", "projection", feed.Version.Projection, "version", feed.Version.Number, "err", err)
-		if errors.Is(err, errFenced) {
-			e.metrics.fenced.Inc()
-		}
 		if time.Since(began) > 10*time.Second {
-			pause = 100 * time.Millisecond
+			pause.reset()
 		}
-		wait(ctx, pause)
-		pause = min(2*pause, 3*time.Second)
+		wait(ctx, pause.next())
 	}
+}
+
+func (e *Engine) register(w *worker) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.workers[w] = true
+}
+
+func (e *Engine) unregister(w *worker) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	delete(e.workers, w)
+}
+
+// each calls f with every worker. f must not block.
+func (e *Engine) each(f func(*worker)) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for w := range e.workers {
+		f(w)
+	}
+}
+
+// queueLimit is how many bytes of records may wait for one worker.
+func (e *Engine) queueLimit() int64 {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return min(8<<20, max(1<<20, e.cfg.QueueBytes/int64(max(1, len(e.workers)))))
 }
 
 func wait(ctx context.Context, d time.Duration) {
@@ -131,30 +189,23 @@ func wait(ctx context.Context, d time.Duration) {
 	}
 }
 
-var (
-	errFenced = errors.New("another owner has claimed the partition")
-	errGap    = errors.New("events are missing from the topic and from the event table")
-)
+// backoff gives pauses that double.
+type backoff struct{ least, most, now time.Duration }
 
-type metrics struct {
-	applied  *prometheus.CounterVec
-	fenced   prometheus.Counter
-	parked   *prometheus.CounterVec
-	duration prometheus.Histogram
+func (b *backoff) next() time.Duration {
+	b.now = min(max(2*b.now, b.least), b.most)
+	return b.now
 }
 
-func newMetrics(reg prometheus.Registerer) *metrics {
-	byProjection := []string{"projection"}
-	m := &metrics{
-		applied: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "refold_projection_applied_events_total", Help: "Events that were folded into rows and committed."}, byProjection),
-		fenced:  prometheus.NewCounter(prometheus.CounterOpts{Name: "refold_projection_fenced_total", Help: "Batches refused because another owner had claimed the partition."}),
-		parked:  prometheus.NewCounterVec(prometheus.CounterOpts{Name: "refold_projection_parked_events_total", Help: "Events that were parked, with those that wait behind them."}, byProjection),
-		duration: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "refold_projection_apply_duration_seconds",
-			Help: "Time from taking up a batch of records to its commit.", Buckets: prometheus.ExponentialBuckets(0.001, 2, 14)}),
-	}
-	reg.MustRegister(m.applied, m.fenced, m.parked, m.duration)
-	return m
-}
+func (b *backoff) reset() { b.now = 0 }
+
+var errFenced = errors.New("another owner has claimed the partition")
+
+// standing is why a partition cannot go on until somebody mends it: it is an
+// alarm, tried again with growing pauses.
+type standing struct{ why string }
+
+func (s *standing) Error() string { return s.why }
 
 func groupName(prefix string, v readmodel.Version) string {
 	return fmt.Sprintf("%s.%s.v%d", prefix, v.Projection, v.Number)

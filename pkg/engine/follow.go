@@ -2,7 +2,6 @@ package engine
 
 import (
 	"context"
-	"fmt"
 	"sync"
 	"time"
 
@@ -29,7 +28,7 @@ func (e *Engine) Follow(ctx context.Context, feeds func(context.Context) ([]Feed
 		delete(fed, leaf)
 	}
 	var all sync.WaitGroup
-	all.Go(func() { e.announcer.run(ctx) })
+	e.background(ctx, &all)
 	changed := make(chan struct{}, 1)
 	all.Go(func() { e.listen(ctx, changed) })
 	for ctx.Err() == nil {
@@ -41,7 +40,7 @@ func (e *Engine) Follow(ctx context.Context, feeds func(context.Context) ([]Feed
 		} else {
 			wanted := make(map[string]string)
 			for _, f := range list {
-				wanted[f.Version.Leaf] = feedID(f)
+				wanted[f.Version.Leaf] = f.Plan.Hash()
 			}
 			for leaf, r := range fed {
 				if wanted[leaf] != r.plan {
@@ -53,7 +52,7 @@ func (e *Engine) Follow(ctx context.Context, feeds func(context.Context) ([]Feed
 					continue
 				}
 				feeding, cancel := context.WithCancel(ctx)
-				r := &running{plan: feedID(f), stop: cancel, done: make(chan struct{})}
+				r := &running{plan: f.Plan.Hash(), stop: cancel, done: make(chan struct{})}
 				fed[f.Version.Leaf] = r
 				go func() {
 					defer close(r.done)
@@ -75,9 +74,6 @@ func (e *Engine) Follow(ctx context.Context, feeds func(context.Context) ([]Feed
 	all.Wait()
 	return nil
 }
-
-// feedID is another when a version is to be fed in another way.
-func feedID(f Feed) string { return fmt.Sprintf("%s %t", f.Plan.Hash(), f.Version.Completing) }
 
 // listen tells of changes of the catalogue until ctx ends; polling stands in
 // where its session fails.

@@ -1,10 +1,11 @@
 package engine
 
 import (
+	"encoding/json"
 	"slices"
+	"time"
 
 	"github.com/refoldhq/refold/pkg/event"
-	"github.com/refoldhq/refold/pkg/projection"
 )
 
 // placement is what an event is to the sequence of its slot.
@@ -17,22 +18,53 @@ const (
 	diverged // next by number, but behind another event than the last one applied
 )
 
-// sequencer knows the last event of each slot of a partition.
+// sequencer knows the last event of each slot of a partition, and which slots
+// are stopped.
 type sequencer struct {
-	slots []int16
-	seqs  []int64
-	ids   []event.ID
+	slots   []int16
+	seqs    []int64
+	ids     []event.ID
+	stopped []stoppedSlot
 }
 
-func newSequencer(slots []int16, seqs []int64, ids [][16]byte) sequencer {
-	s := sequencer{slots: slots, seqs: seqs}
+// stoppedSlot is a slot that does not go on, as it stands in the progress row. A
+// restart finds it there, so the records that are passed over meanwhile are not
+// forgotten.
+type stoppedSlot struct {
+	Slot int `json:"slot"`
+	// FirstMissing is the seq that was not there to be applied next.
+	FirstMissing int64 `json:"firstMissing"`
+	// Offset is that of the first record that was passed over, Held the greatest
+	// seq of those: the slot is not whole before it is reached.
+	Offset int64     `json:"offset"`
+	Held   int64     `json:"held"`
+	Reason string    `json:"reason"`
+	Since  time.Time `json:"since"`
+}
+
+func newSequencer(slots []int16, seqs []int64, ids [][16]byte, stopped []stoppedSlot) sequencer {
+	s := sequencer{slots: slots, seqs: seqs, stopped: stopped}
 	for _, id := range ids {
 		s.ids = append(s.ids, id)
 	}
 	return s
 }
 
-func (s *sequencer) index(slot int) int { return slices.Index(s.slots, int16(slot)) }
+// clone returns a sequencer that moves on its own.
+func (s *sequencer) clone() sequencer {
+	return sequencer{slots: s.slots, seqs: slices.Clone(s.seqs), ids: slices.Clone(s.ids), stopped: slices.Clone(s.stopped)}
+}
+
+// index finds a slot. Slots ascend in steps that are the same, but for a
+// partition that somebody made by hand.
+func (s *sequencer) index(slot int) int {
+	if n := len(s.slots); n > 1 {
+		if i := (slot - int(s.slots[0])) / int(s.slots[1]-s.slots[0]); i >= 0 && i < n && int(s.slots[i]) == slot {
+			return i
+		}
+	}
+	return slices.Index(s.slots, int16(slot))
+}
 
 func (s *sequencer) seq(slot int) int64     { return s.seqs[s.index(slot)] }
 func (s *sequencer) last(slot int) event.ID { return s.ids[s.index(slot)] }
@@ -69,52 +101,29 @@ func (s *sequencer) uuids() [][16]byte {
 	return out
 }
 
-// batch is what one transaction does.
-type batch struct {
-	from, to int64 // offsets
-	events   []*event.Event
-	rows     map[string]*projection.Row // met in this batch
-	touched  map[string]*projection.Row
-	wanted   map[string]bool
-
-	applied, filled, duplicates, filtered, foreign int64
-	parkedStreams                                  []parkedStream
-	parkedEvents                                   []parkedStream
-}
-
-// parkedStream is an event that is parked, and why; "" for one that only waits.
-type parkedStream struct {
-	e   *event.Event
-	why string
-}
-
-func newBatch(from int64) *batch {
-	return &batch{from: from, to: from, rows: make(map[string]*projection.Row), touched: make(map[string]*projection.Row), wanted: make(map[string]bool)}
-}
-
-func (b *batch) park(e *event.Event, why string) {
-	b.parkedEvents = append(b.parkedEvents, parkedStream{e, why})
-}
-
-// cache keeps rows of one stream as they stand in the table, as long as the
-// claim holds. When it is full it starts over: cheaper than order, and a batch's
-// rows are what the next batch wants.
-type cache struct {
-	limit, bytes int
-	rows         map[string]*projection.Row
-}
-
-func newCache(limit int) cache { return cache{limit: limit, rows: make(map[string]*projection.Row)} }
-
-func (c *cache) get(key string) *projection.Row { return c.rows[key] }
-
-func (c *cache) put(key string, row *projection.Row) {
-	if c.bytes > c.limit {
-		clear(c.rows)
-		c.bytes = 0
+// stop returns the entry of a stopped slot, nil for one that goes on.
+func (s *sequencer) stop(slot int) *stoppedSlot {
+	for i := range s.stopped {
+		if s.stopped[i].Slot == slot {
+			return &s.stopped[i]
+		}
 	}
-	if c.rows[key] == nil {
-		c.bytes += row.Size() + len(key)
+	return nil
+}
+
+// listOf returns the list as it stands in the progress row.
+func listOf(stopped []stoppedSlot) string {
+	if len(stopped) == 0 {
+		return "[]"
 	}
-	c.rows[key] = row
+	raw, err := json.Marshal(stopped)
+	if err != nil {
+		panic(err) // numbers, text and times only
+	}
+	return string(raw)
+}
+
+// goOn takes a slot off the list of those that are stopped.
+func (s *sequencer) goOn(slot int) {
+	s.stopped = slices.DeleteFunc(s.stopped, func(x stoppedSlot) bool { return x.Slot == slot })
 }

@@ -60,8 +60,11 @@ type Admin struct {
 
 func (s *Settings) settings() *Settings { return s }
 
-// load reads the secrets that are given by file and checks what belongs together.
+// load reads bindings and the secrets that are given by file, and checks what belongs together.
 func (s *Settings) load() error {
+	if err := s.bind(os.Getenv("SERVICE_BINDING_ROOT")); err != nil {
+		return err
+	}
 	if err := fromFile(&s.DatabaseURL, s.DatabaseURLFile, "DATABASE_URL"); err != nil {
 		return err
 	}

@@ -132,25 +132,25 @@ func checkProgress(ctx context.Context, conn *pgx.Conn, name string, events []*r
 	for _, e := range events {
 		heads[e.Slot] = e.Seq
 	}
-	rows, err := conn.Query(ctx, `select partition, next_offset, slots, seqs, applied, duplicates, filtered, parked, skipped, foreign_records, coalesce(alarm, ''), stopped::text
+	rows, err := conn.Query(ctx, `select partition, next_offset, slots, seqs, applied, duplicates, filtered, parked, skipped, foreign_records, filled, held, coalesce(alarm, ''), stopped::text
 		from refold.progress where projection = $1`, name)
 	if err != nil {
 		return nil, err
 	}
 	var partition int
-	var offset, applied, duplicates, filtered, waiting, skipped, foreign, events8, parked8 int64
+	var offset, applied, duplicates, filtered, waiting, skipped, foreign, filled, held, events8, parked8 int64
 	var slots []int16
 	var seqs []int64
 	var alarm, stopped string
-	_, err = pgx.ForEachRow(rows, []any{&partition, &offset, &slots, &seqs, &applied, &duplicates, &filtered, &waiting, &skipped, &foreign, &alarm, &stopped}, func() error {
+	_, err = pgx.ForEachRow(rows, []any{&partition, &offset, &slots, &seqs, &applied, &duplicates, &filtered, &waiting, &skipped, &foreign, &filled, &held, &alarm, &stopped}, func() error {
 		for i, slot := range slots {
 			if seqs[i] != heads[int(slot)] {
 				broken = append(broken, fmt.Sprintf("16: %s stands at %d/%d, the log at %d (alarm %q, stopped %s)", name, slot, seqs[i], heads[int(slot)], alarm, stopped))
 			}
 		}
-		if sum := applied + duplicates + filtered + waiting + skipped + foreign; sum != offset {
-			broken = append(broken, fmt.Sprintf("10: %s partition %d is at offset %d and accounts for %d records (%d applied, %d duplicates, %d filtered, %d parked, %d skipped, %d foreign)",
-				name, partition, offset, sum, applied, duplicates, filtered, waiting, skipped, foreign))
+		if sum := applied + duplicates + filtered + waiting + skipped + foreign + held - filled; sum != offset {
+			broken = append(broken, fmt.Sprintf("10: %s partition %d is at offset %d and accounts for %d records (%d applied, %d duplicates, %d filtered, %d parked, %d skipped, %d foreign, %d held, %d filled)",
+				name, partition, offset, sum, applied, duplicates, filtered, waiting, skipped, foreign, held, filled))
 		}
 		events8 += applied + filtered + waiting + skipped
 		parked8 += waiting

@@ -12,7 +12,7 @@
 {{- end }}
 {{- end }}
 
-{{- /* Labels that select: (dict "root" $ "component" "writer" "instance" "users"). */}}
+{{- /* Labels that select: (dict "root" $ "component" "writer" "projector" "users"). */}}
 {{- define "refold.selector" -}}
 app.kubernetes.io/name: {{ include "refold.name" .root }}
 app.kubernetes.io/instance: {{ .root.Release.Name }}
@@ -35,7 +35,7 @@ app.kubernetes.io/part-of: refold
 
 {{- /* metadata without name: (dict "root" $ "component" ...). */}}
 {{- define "refold.meta" -}}
-namespace: {{ .root.Release.Namespace }}
+namespace: {{ .namespace | default .root.Release.Namespace }}
 labels:
   {{- include "refold.labels" . | nindent 2 }}
   {{- with .labels }}
@@ -65,27 +65,50 @@ annotations:
 {{- /* An entry of projectors with its defaults, as JSON: (dict "root" $ "name" n "entry" e). */}}
 {{- define "refold.projector" -}}
 {{- $entry := mergeOverwrite (deepCopy .root.Values.projectorDefaults) (deepCopy (.entry | default dict)) }}
-{{- if not $entry.projections }}{{ $_ := set $entry "projections" (list .name) }}{{ end }}
+{{- if not $entry.projections }}{{ $_ := set $entry "projections" (list (.name | replace "-" "_")) }}{{ end }}
 {{- toJson $entry }}
 {{- end }}
 
-{{- define "refold.validate" -}}
-{{- if not .Values.database.existingSecret }}
-{{- fail "database.existingSecret is required: the name of a Secret whose key `uri` holds the connection string of Postgres (kubectl create secret generic refold-db --from-literal=uri=postgres://...)" }}
+{{- /* All projections that are fed, as a JSON list. */}}
+{{- define "refold.projections" -}}
+{{- $all := list }}
+{{- range $name, $given := .Values.projectors }}
+{{- $all = concat $all (include "refold.projector" (dict "root" $ "name" $name "entry" $given) | fromJson).projections }}
 {{- end }}
-{{- if not (or .Values.kafka.bootstrapServers .Values.kafka.serviceBinding) }}
-{{- fail "kafka.bootstrapServers is required (host:port), or kafka.serviceBinding: the name of a Service Binding secret" }}
+{{- toJson $all }}
 {{- end }}
-{{- if and (eq .Values.topics.mode "strimzi") (not .Values.topics.strimziCluster) }}
-{{- fail "topics.strimziCluster is required with topics.mode strimzi" }}
+
+{{- /* Name of the CronJob of a projection: (dict "root" $ "projection" p). A Job's name is longer by 11. */}}
+{{- define "refold.rebuildName" -}}
+{{- printf "%s-rebuild-%s" (include "refold.fullname" .root) (include "refold.kebab" .projection) | trunc 52 | trimSuffix "-" }}
 {{- end }}
-{{- $seen := dict }}
-{{- range $name, $entry := .Values.projectors }}
-{{- range (include "refold.projector" (dict "root" $ "name" $name "entry" $entry) | fromJson).projections }}
-{{- if hasKey $seen . }}
-{{- fail (printf "the projection %s is in two projectors: %s and %s" . (get $seen .) $name) }}
+
+{{- define "refold.scheme" -}}
+{{- if .Values.tls.existingSecret }}https{{ else }}http{{ end }}
 {{- end }}
-{{- $_ := set $seen . $name }}
+
+{{- /* Definitions from values by projection, as JSON. */}}
+{{- define "refold.definitions" -}}
+{{- $found := dict }}
+{{- range $file, $text := .Values.contracts.projections }}
+{{- if not (regexMatch "\\.test\\.ya?ml$" $file) }}
+{{- range regexSplit "(?m)^---.*$" $text -1 }}
+{{- $parsed := fromYaml . }}
+{{- with $parsed.Error }}{{ fail (printf "contracts.projections, %s: %s" $file .) }}{{ end }}
+{{- with $parsed.projection }}{{ $_ := set $found . $parsed }}{{ end }}
 {{- end }}
 {{- end }}
+{{- end }}
+{{- toJson $found }}
+{{- end }}
+
+{{- /* A hash of the contracts that pods read: (dict "root" $ "projections" (list ...)); without
+     projections those of the events alone, with "all" everything. */}}
+{{- define "refold.contractsHash" -}}
+{{- $c := .root.Values.contracts }}
+{{- $read := dict "events" $c.events "existing" $c.existing "path" $c.path }}
+{{- if .all }}{{ $_ := set $read "definitions" $c.projections }}{{ end }}
+{{- $all := include "refold.definitions" .root | fromJson }}
+{{- range .projections }}{{ $_ := set $read (printf "definition %s" .) (get $all .) }}{{ end }}
+{{- toJson $read | sha256sum | trunc 16 }}
 {{- end }}

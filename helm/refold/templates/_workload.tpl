@@ -1,4 +1,4 @@
-{{- /* A Deployment and what surrounds it: (the dict of refold.podTemplate and "name" n). */}}
+{{- /* A Deployment of a role and what surrounds it. */}}
 {{- define "refold.deployment" -}}
 {{- $v := .values }}
 apiVersion: apps/v1
@@ -11,17 +11,15 @@ spec:
   {{- if not (and $v.autoscaling $v.autoscaling.enabled) }}
   replicas: {{ $v.replicas }}
   {{- end }}
-  revisionHistoryLimit: 5
-  strategy:
-    type: RollingUpdate
-    rollingUpdate: {maxSurge: 1, maxUnavailable: 0}
+  revisionHistoryLimit: {{ .root.Values.revisionHistoryLimit }}
+  strategy: {{- toYaml .root.Values.updateStrategy | nindent 4 }}
   selector:
     matchLabels: {{- include "refold.selector" . | nindent 6 }}
   template: {{- include "refold.podTemplate" . | nindent 4 }}
 {{- end }}
 
 {{- define "refold.pdb" -}}
-{{- if not (kindIs "invalid" .values.minAvailable) }}
+{{- if not (has (toString .values.minAvailable) (list "" "0" "0%")) }}
 apiVersion: policy/v1
 kind: PodDisruptionBudget
 metadata:
@@ -52,11 +50,15 @@ spec:
     resource:
       name: cpu
       target: {type: Utilization, averageUtilization: {{ .targetCPU }}}
+  {{- with .behavior }}
+  behavior: {{- toYaml . | nindent 4 }}
+  {{- end }}
 {{- end }}
 {{- end }}
 {{- end }}
 
 {{- define "refold.service" -}}
+{{- $scheme := include "refold.scheme" .root }}
 apiVersion: v1
 kind: Service
 metadata:
@@ -66,5 +68,15 @@ spec:
   type: {{ .values.service.type }}
   selector: {{- include "refold.selector" . | nindent 4 }}
   ports:
-  - {name: http, port: {{ .values.service.port }}, targetPort: api, appProtocol: http}
+  - {name: {{ $scheme }}, port: {{ .values.service.port }}, targetPort: api, appProtocol: {{ $scheme }}}
+{{- end }}
+
+{{- /* The spec of a Job that runs a command once: the role, with "backoffLimit" and "deadline". */}}
+{{- define "refold.onceSpec" -}}
+backoffLimit: {{ .backoffLimit }}
+activeDeadlineSeconds: {{ .deadline }}
+{{- with .ttl }}
+ttlSecondsAfterFinished: {{ . }}
+{{- end }}
+template: {{- include "refold.podTemplate" (merge (dict "restartPolicy" "Never" "job" true) .) | nindent 2 }}
 {{- end }}

@@ -1,0 +1,78 @@
+package engine
+
+import (
+	"strconv"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+type metrics struct {
+	applied  *prometheus.CounterVec
+	parked   *prometheus.CounterVec
+	fetches  *prometheus.CounterVec
+	restarts *prometheus.CounterVec
+	fenced   prometheus.Counter
+	duration prometheus.Histogram
+	batch    prometheus.Histogram
+
+	lagEvents, lagSeconds *prometheus.GaugeVec
+
+	parkedStreams, stoppedSlots, stoppedPartitions *prometheus.GaugeVec
+}
+
+func newMetrics(reg prometheus.Registerer) *metrics {
+	byProjection, byVersion := []string{"projection"}, []string{"projection", "version"}
+	byPartition := []string{"projection", "version", "category", "partition"}
+	counter := func(name, help string, labels []string) *prometheus.CounterVec {
+		return prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, labels)
+	}
+	gauge := func(name, help string, labels []string) *prometheus.GaugeVec {
+		return prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: name, Help: help}, labels)
+	}
+	m := &metrics{
+		applied:  counter("refold_projection_applied_events_total", "Events that were folded into rows and committed.", byProjection),
+		parked:   counter("refold_projection_parked_events_total", "Events that were parked, with those that wait behind them.", byProjection),
+		fetches:  counter("refold_projection_fetch_errors_total", "Errors of fetching from Kafka.", byProjection),
+		restarts: counter("refold_projection_restarts_total", "Workers that gave up what they had in memory and claimed their partition again.", byProjection),
+		fenced:   prometheus.NewCounter(prometheus.CounterOpts{Name: "refold_projection_fenced_total", Help: "Batches refused because another owner had claimed the partition."}),
+		duration: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "refold_projection_apply_duration_seconds",
+			Help: "Time from taking up a batch of records to its commit.", Buckets: prometheus.ExponentialBuckets(0.001, 2, 14)}),
+		batch: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "refold_projection_batch_events",
+			Help: "Events in a transaction.", Buckets: prometheus.ExponentialBuckets(1, 4, 8)}),
+		lagEvents:         gauge("refold_projection_lag_events", "Events of the log that the version has not folded, the same in every process that feeds it.", byPartition),
+		lagSeconds:        gauge("refold_projection_lag_seconds", "Age of the oldest event that the version has not folded, the same in every process that feeds it.", byPartition),
+		parkedStreams:     gauge("refold_projection_parked_streams", "Parked streams of the partitions that this process owns.", byVersion),
+		stoppedSlots:      gauge("refold_projection_stopped_slots", "Stopped slots of the partitions that this process owns.", byVersion),
+		stoppedPartitions: gauge("refold_projection_stopped_partitions", "Partitions that this process owns and that cannot go on.", byVersion),
+	}
+	reg.MustRegister(m.applied, m.parked, m.fetches, m.restarts, m.fenced, m.duration, m.batch, m.lagEvents, m.lagSeconds, m.parkedStreams, m.stoppedSlots, m.stoppedPartitions)
+	return m
+}
+
+// collect sets the gauges of what this process owns.
+func (e *Engine) collect() {
+	type key struct{ projection, version string }
+	type sums struct{ parked, slots, partitions int }
+	all := make(map[key]sums)
+	e.each(func(w *worker) {
+		v := w.feed.Version
+		k := key{v.Projection, strconv.Itoa(v.Number)}
+		s := all[k]
+		shown := w.shown()
+		s.parked += shown.parked
+		s.slots += shown.stopped
+		if shown.standing != "" {
+			s.partitions++
+		}
+		all[k] = s
+	})
+	m := e.metrics
+	m.parkedStreams.Reset()
+	m.stoppedSlots.Reset()
+	m.stoppedPartitions.Reset()
+	for k, s := range all {
+		m.parkedStreams.WithLabelValues(k.projection, k.version).Set(float64(s.parked))
+		m.stoppedSlots.WithLabelValues(k.projection, k.version).Set(float64(s.slots))
+		m.stoppedPartitions.WithLabelValues(k.projection, k.version).Set(float64(s.partitions))
+	}
+}
