@@ -126,6 +126,7 @@ type runCommand struct {
 	Rate     int           `help:"Most events read in a second; 0 for no bound." default:"0"`
 	Parallel int           `help:"Partitions that are loaded at a time, each with one connection; 0 for the number of CPUs." default:"0"`
 	Keep     time.Duration `help:"How long the version that served is fed on, for a roll back." default:"24h"`
+	Fresh    bool          `help:"Build a version even where new fields or indexes could be made in the one that serves."`
 	Force    string        `help:"Promote in spite of a failed verification, for this reason." placeholder:"REASON"`
 }
 
@@ -144,7 +145,7 @@ func (r *runCommand) Run(ctx context.Context, c *cli) error {
 	defer pool.Close()
 	show := newShow(os.Stderr, c.Output == "json")
 	options := rebuilder.Options{Promote: r.Promote, Source: rebuilder.Source(r.Source), Verify: rebuilder.Verification(r.Verify), MemoryBytes: int64(r.Memory),
-		Rate: r.Rate, Parallel: r.Parallel, Keep: rebuilder.Duration(r.Keep), Force: r.Force}
+		Rate: r.Rate, Parallel: r.Parallel, Keep: rebuilder.Duration(r.Keep), Fresh: r.Fresh, Force: r.Force}
 	work := &work{name: r.Name, do: func(ctx context.Context) error {
 		done, err := b.Run(ctx, r.Name, options, show.show)
 		show.end()

@@ -127,6 +127,7 @@ type rebuildRequest struct {
 	Rate     int    `json:"rate,omitempty"`
 	Parallel int    `json:"parallel,omitempty"`
 	Keep     string `json:"keep,omitempty"`
+	Fresh    bool   `json:"fresh,omitempty"`
 	Force    string `json:"force,omitempty"`
 }
 
@@ -136,7 +137,7 @@ func (a *rebuilds) request(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	options := rebuilder.Options{Promote: body.Promote, Source: rebuilder.Source(body.Source), Verify: rebuilder.Verification(body.Verify), MemoryBytes: body.Memory,
-		Rate: body.Rate, Parallel: body.Parallel, Force: body.Force}
+		Rate: body.Rate, Parallel: body.Parallel, Fresh: body.Fresh, Force: body.Force}
 	if body.Keep != "" {
 		keep, err := time.ParseDuration(body.Keep)
 		if err != nil {

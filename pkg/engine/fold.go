@@ -55,7 +55,10 @@ func (w *worker) load(ctx context.Context, b *batch) error {
 		}
 	}
 	if missing := w.rows.lookUp(keys); len(missing) > 0 {
-		return w.read(ctx, b, missing)
+		if err := w.read(ctx, b, missing); err != nil {
+			return err
+		}
+		return w.complete(ctx, b, missing)
 	}
 	return nil
 }

@@ -2,6 +2,7 @@ package engine
 
 import (
 	"context"
+	"fmt"
 	"sync"
 	"time"
 
@@ -40,7 +41,7 @@ func (e *Engine) Follow(ctx context.Context, feeds func(context.Context) ([]Feed
 		} else {
 			wanted := make(map[string]string)
 			for _, f := range list {
-				wanted[f.Version.Leaf] = f.Plan.Hash()
+				wanted[f.Version.Leaf] = feedID(f)
 			}
 			for leaf, r := range fed {
 				if wanted[leaf] != r.plan {
@@ -52,7 +53,7 @@ func (e *Engine) Follow(ctx context.Context, feeds func(context.Context) ([]Feed
 					continue
 				}
 				feeding, cancel := context.WithCancel(ctx)
-				r := &running{plan: f.Plan.Hash(), stop: cancel, done: make(chan struct{})}
+				r := &running{plan: feedID(f), stop: cancel, done: make(chan struct{})}
 				fed[f.Version.Leaf] = r
 				go func() {
 					defer close(r.done)
@@ -74,6 +75,9 @@ func (e *Engine) Follow(ctx context.Context, feeds func(context.Context) ([]Feed
 	all.Wait()
 	return nil
 }
+
+// feedID is another when a version is to be fed in another way.
+func feedID(f Feed) string { return fmt.Sprintf("%s %t", f.Plan.Hash(), f.Version.Completing) }
 
 // listen tells of changes of the catalogue until ctx ends; polling stands in
 // where its session fails.

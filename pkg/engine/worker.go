@@ -223,6 +223,9 @@ func (w *worker) claim(ctx context.Context, former int64) (err error) {
 	if err != nil {
 		return fenced(err)
 	}
+	if err := w.checkPlan(ctx); err != nil {
+		return err
+	}
 	if topic != described.ID {
 		return &standing{fmt.Sprintf("the topic was recreated: its id is %s, the progress is that of %s", hex.EncodeToString(described.ID[:]), hex.EncodeToString(topic[:]))}
 	}

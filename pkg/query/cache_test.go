@@ -3,15 +3,10 @@ package query_test
 import (
 	"fmt"
 	"net/http"
-	"os"
-	"strconv"
 	"strings"
-	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
-	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
 
 	"github.com/refoldhq/refold/pkg/devstack"
@@ -113,77 +108,4 @@ func TestNothingKeptOutlivesTheSessionThatInvalidatesIt(t *testing.T) {
 			proxy.Release(devstack.ToClient)
 		}
 	}
-}
-
-// rounds is how often TestReadYourWrites appends and reads: REFOLD_ROUNDS, 1,000
-// unless set.
-func rounds() int {
-	if n, err := strconv.Atoi(os.Getenv("REFOLD_ROUNDS")); err == nil {
-		return n
-	}
-	return 1000
-}
-
-func TestReadYourWritesOnTwoReplicasThroughFlips(t *testing.T) {
-	w := setup(t)
-	w.set("seed", row(`{"n": 0}`))
-	w.version(2, definition)
-	replicas := []*replica{w.replica(), w.replica()}
-	var mu sync.Mutex // the engine's: one commit at a time for each slot
-	write := func(key string, n int) event.Token {
-		mu.Lock()
-		defer mu.Unlock()
-		data := row(fmt.Sprintf(`{"n": %d, "color": "RED"}`, n))
-		w.setIn("rows_items_v2", 2, key, &data, true) // the version that follows is ahead, as a flip demands
-		slot := event.SlotOf(key, slots)
-		w.seqs[slot]--
-		w.offsets[slot%partitions]--
-		return w.setIn("rows_items_v1", 1, key, &data, true)
-	}
-	stop := make(chan struct{})
-	var flipping sync.WaitGroup
-	flipping.Go(func() {
-		for to := 2; ; to = 3 - to {
-			select {
-			case <-stop:
-				return
-			case <-time.After(50 * time.Millisecond):
-			}
-			mu.Lock() // a flip compares progress under the locks of its rows
-			err := pgx.BeginFunc(ctx, w.pool, func(tx pgx.Tx) error {
-				_, err := tx.Exec(ctx, `update refold.projection_version set state = case when version = $1 then 'active' else 'ready' end`, to)
-				return err
-			})
-			mu.Unlock()
-			if err != nil {
-				t.Error(err)
-			}
-		}
-	})
-	var done atomic.Int64
-	var all sync.WaitGroup
-	const workers = 8
-	total := int64(rounds())
-	for worker := range workers {
-		all.Go(func() {
-			key := fmt.Sprintf("w%d", worker)
-			for n := 1; done.Add(1) <= total; n++ {
-				token := write(key, n).String()
-				a := replicas[n%2].get(items+"/"+key, "Refold-Token", token, "Refold-Wait", "30s")
-				if a.status != http.StatusOK || !contains(a.body, has(n)) {
-					t.Errorf("round %d of %s: %d %s", n, key, a.status, a.body)
-					return
-				}
-				// The answer's token takes the session along, to another replica and a list.
-				b := replicas[(n+1)%2].get(items+"?key=eq."+key, "Refold-Token", a.header.Get("Refold-Token"), "Refold-Wait", "30s")
-				if b.status != http.StatusOK || !contains(b.body, has(n)) {
-					t.Errorf("round %d of %s, list: %d %s", n, key, b.status, b.body)
-					return
-				}
-			}
-		})
-	}
-	all.Wait()
-	close(stop)
-	flipping.Wait()
 }

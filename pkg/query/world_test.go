@@ -81,12 +81,11 @@ type world struct {
 	encode    map[string]func(data string) ([]byte, error) // by event type
 }
 
-func setup(t testing.TB) *world {
+// newWorld returns one in which there are schemas only.
+func newWorld(t testing.TB) *world {
 	t.Helper()
 	w := &world{t: t, pool: devstack.MigratedDatabase(t), seqs: map[int]int64{}, offsets: map[int]int64{}, encode: map[string]func(string) ([]byte, error){}}
-	_, err := w.pool.Exec(ctx, `with c as (insert into refold.category (name, slots, partitions, topic) values ('Item', 8, 2, 'refold.item') returning id)
-		insert into refold.slot (category, slot) select id, generate_series(0, 7) from c`)
-	require.NoError(t, err)
+	var err error
 	w.contracts, err = avro.LoadContracts(contracts)
 	require.NoError(t, err)
 	w.plan = w.compile(definition)
@@ -98,9 +97,20 @@ func setup(t testing.TB) *world {
 			return typ.Newest().EncodeJSON(avro.AppendFrame(nil, id), strictjson.NewReader([]byte(data)))
 		}
 	}
+	return w
+}
+
+func setup(t testing.TB) *world {
+	t.Helper()
+	w := newWorld(t)
+	_, err := w.pool.Exec(ctx, `with c as (insert into refold.category (name, slots, partitions, topic) values ('Item', 8, 2, 'refold.item') returning id)
+		insert into refold.slot (category, slot) select id, generate_series(0, 7) from c`)
+	require.NoError(t, err)
 	require.NoError(t, readmodel.NewCatalogue(w.pool).CreateFirst(ctx, w.plan, []readmodel.Source{{Category: "Item", Generation: 1, Slots: slots, Partitions: partitions}}))
 	return w
 }
+
+func (w *world) url() string { return w.pool.Config().ConnString() }
 
 func (w *world) compile(text string) *projection.Plan {
 	w.t.Helper()

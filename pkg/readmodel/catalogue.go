@@ -29,6 +29,9 @@ type Version struct {
 	Definition string
 	PlanHash   string
 	Leaf       string // a table in the schema refold
+	// Completing says that the version is fed by a definition with fields that not
+	// all of its rows have yet, see [BeginCompletion].
+	Completing bool
 }
 
 // Table returns the quoted name of the version's leaf.
@@ -50,14 +53,15 @@ func NewCatalogue(pool *pgxpool.Pool) *Catalogue { return &Catalogue{pool} }
 // ErrUnknownProjection says that a projection has no active version.
 var ErrUnknownProjection = errors.New("unknown projection")
 
-const versionColumns = `projection, version, state, definition, plan, leaf`
+const versionColumns = `projection, version, state, definition, plan, leaf, next_plan is not null`
 
-// Fed returns all versions that are to be fed: active or ready.
+// Fed returns all versions that are to be fed, active or ready, with the
+// definitions by which they are to be.
 func (c *Catalogue) Fed(ctx context.Context) ([]Version, error) {
-	return c.versions(ctx, `select `+versionColumns+` from refold.projection_version where state in ('active', 'ready') order by 1, 2`)
+	return c.versions(ctx, `select projection, version, state, coalesce(next_definition, definition), coalesce(next_plan, plan), leaf, next_plan is not null from refold.projection_version where state in ('active', 'ready') order by 1, 2`)
 }
 
-// All returns all versions.
+// All returns all versions, with the definitions that queries go by.
 func (c *Catalogue) All(ctx context.Context) ([]Version, error) {
 	return c.versions(ctx, `select `+versionColumns+` from refold.projection_version order by 1, 2`)
 }

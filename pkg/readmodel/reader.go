@@ -221,7 +221,7 @@ func (r *Reader) answer(ctx context.Context, pick func(context.Context) (m *Mode
 	read func(m *Model, fromCache bool) (*snapshot, error)) (from Answer, err error) {
 	cached := true
 	var deadline, tick <-chan time.Time // set at the first wait
-	for attempt := 0; ; attempt++ {
+	for attempt, flips := 0, 0; ; attempt++ {
 		m, pinned, err := pick(ctx)
 		if err != nil {
 			return from, classify(err)
@@ -246,7 +246,7 @@ func (r *Reader) answer(ctx context.Context, pick func(context.Context) (m *Mode
 		switch {
 		case errors.Is(err, errNotActive), isGone(err): // flipped or retired: look again
 			r.models.forget(m)
-			if attempt < maxFlips {
+			if flips++; flips <= maxFlips {
 				continue
 			}
 			return from, classify(err)
@@ -277,7 +277,8 @@ func (r *Reader) answer(ctx context.Context, pick func(context.Context) (m *Mode
 // askEvery is how often one who waits asks while nothing can be heard.
 const askEvery = 100 * time.Millisecond
 
-// maxFlips bounds how often a query looks for the active version again.
+// maxFlips bounds how often a query looks for the active version again, however
+// often it has waited.
 const maxFlips = 10
 
 func (r *Reader) judge(of *snapshot, pinned bool, from Answer, fresh Fresh) error {

@@ -325,9 +325,9 @@ func detach(ctx context.Context, conn *pgx.Conn, v Version) error {
 	}
 }
 
-// ChangeIndexes brings the indexes of a version's leaf to those of another plan
-// that differs in nothing else, without holding up readers or writers, and makes
-// that plan the version's. conn is a session of its own. Each step can be cut off
+// ChangeIndexes brings the indexes of a version's leaf to those of another plan,
+// which makes the rows that lie there, without holding up readers or writers, and
+// makes that plan the version's, for queries too. conn is a session of its own. Each step can be cut off
 // and repeated; fence is called late in the transaction that changes the catalogue.
 func ChangeIndexes(ctx context.Context, conn *pgx.Conn, v Version, plan *projection.Plan, fence func(context.Context, pgx.Tx) error) error {
 	wanted := make(map[string]bool)
@@ -341,10 +341,13 @@ func ChangeIndexes(ctx context.Context, conn *pgx.Conn, v Version, plan *project
 		if err := lockProjection(ctx, tx, v.Projection); err != nil {
 			return err
 		}
-		if _, err := tx.Exec(ctx, `update refold.projection_version set definition = $3, plan = $4 where projection = $1 and version = $2`, v.Projection, v.Number, plan.Source(), plan.Hash()); err != nil {
+		if _, err := tx.Exec(ctx, `update refold.projection_version set definition = $3, plan = $4, next_definition = null, next_plan = null where projection = $1 and version = $2`, v.Projection, v.Number, plan.Source(), plan.Hash()); err != nil {
 			return err
 		}
 		if err := Announce(ctx, tx); err != nil {
+			return err
+		}
+		if err := AnnounceRows(ctx, tx, v); err != nil {
 			return err
 		}
 		return fence(ctx, tx)

@@ -59,8 +59,8 @@ func (r *Rebuilder) Cancel(ctx context.Context, id int64) error {
 		var busy *Busy
 		if err == nil {
 			defer session.close()
-			j := &job{Rebuilder: r, name: now.Projection, id: id, rebuild: now, lease: lease, session: session, log: r.deps.Logger.With("projection", now.Projection, "rebuild", id)}
-			err = j.cancel(ctx)
+			j := r.resumed(now, lease, session)
+			err = j.giveUp(ctx, nil)
 			return errors.Join(err, lease.Release(ctx, session.conn))
 		}
 		if !errors.As(err, &busy) {
@@ -75,8 +75,16 @@ func (r *Rebuilder) Cancel(ctx context.Context, id int64) error {
 	}
 }
 
-// cancel ends the job's own rebuild, under its lease.
-func (j *job) cancel(ctx context.Context) error {
+// resumed returns a job that takes up a rebuild from outside of [Rebuilder.Run].
+func (r *Rebuilder) resumed(now Rebuild, lease *postgres.Lease, session *session) *job {
+	return &job{Rebuilder: r, name: now.Projection, id: now.ID, rebuild: now, lease: lease, session: session, log: r.deps.Logger.With("projection", now.Projection, "rebuild", now.ID)}
+}
+
+// giveUp ends the job's own rebuild, under its lease, and undoes what it has
+// made; because is why, nil or [ErrCancelled] when somebody wants it.
+func (j *job) giveUp(ctx context.Context, because error) error {
+	stop := j.keepLease(ctx)
+	defer stop()
 	now, err := j.Get(ctx, j.id)
 	if err != nil || !now.open() {
 		return err
@@ -87,21 +95,31 @@ func (j *job) cancel(ctx context.Context) error {
 			return err
 		}
 	}
+	built := now.Kind == Fresh && v.Number != 0
+	if now.Kind == Fields && v.Number != 0 && v.State != "retired" {
+		if err := j.abandon(ctx, now); err != nil {
+			return fmt.Errorf("going back to the former definition: %w", err)
+		}
+	}
+	why := ""
+	if because != nil && !errors.Is(because, ErrCancelled) {
+		why = because.Error()
+	}
 	err = j.write(ctx, "cancel", func(tx pgx.Tx) error {
-		if v.Number != 0 {
+		if built {
 			if err := readmodel.MarkRetired(ctx, tx, v); err != nil {
 				return err
 			}
 		}
-		_, err := tx.Exec(ctx, `update refold.rebuild set state = 'cancelled', owner = null, wish = null, error = null, finished = clock_timestamp(), updated = clock_timestamp() where id = $1`, j.id)
+		_, err := tx.Exec(ctx, `update refold.rebuild set state = 'cancelled', owner = null, wish = null, error = nullif($2, ''), finished = clock_timestamp(), updated = clock_timestamp() where id = $1`, j.id, why)
 		return err
 	})
 	if err != nil {
 		return fmt.Errorf("cancelling rebuild %d: %w", j.id, err)
 	}
-	j.rebuild.State = Cancelled
+	j.rebuild.State, j.rebuild.Error = Cancelled, why
 	j.deps.Metrics.outcomes.WithLabelValues(now.Projection, "cancelled").Inc()
-	if v.Number != 0 {
+	if built {
 		return j.drop(ctx, v)
 	}
 	return nil
@@ -140,6 +158,12 @@ func (r *Rebuilder) Promote(ctx context.Context, id int64) (Rebuild, error) {
 	if now.State != Waiting {
 		return now, fmt.Errorf("%w: rebuild %d of %s is %s at the step %s; it can be promoted once it is waiting", ErrState, id, now.Projection, now.State, now.Step)
 	}
+	if now.Kind == Fields {
+		if err := r.publishFields(ctx, now); err != nil {
+			return now, err
+		}
+		return r.Get(ctx, id)
+	}
 	err = r.flip(ctx, now.Projection, now.Version, time.Duration(now.Options.Keep), noFence, func(tx pgx.Tx) error {
 		_, err := tx.Exec(ctx, `update refold.rebuild set state = 'done', step = 'done', error = null, finished = clock_timestamp(), updated = clock_timestamp() where id = $1`, id)
 		return err
@@ -148,6 +172,29 @@ func (r *Rebuilder) Promote(ctx context.Context, id int64) (Rebuild, error) {
 		return now, err
 	}
 	return r.Get(ctx, id)
+}
+
+// publishFields lets queries go by the definition whose fields are filled.
+func (r *Rebuilder) publishFields(ctx context.Context, now Rebuild) error {
+	lease, session, err := r.acquire(ctx, now.Projection)
+	if err != nil {
+		return err
+	}
+	defer session.close()
+	j := r.resumed(now, lease, session)
+	stop := j.keepLease(ctx)
+	defer stop()
+	if j.version, err = r.findVersion(ctx, j.name, now.Version); err != nil {
+		return err
+	}
+	next := j.version
+	next.Definition = now.definition
+	if j.plan, err = r.plans.Plan(next); err != nil {
+		return err
+	}
+	err = j.publish(ctx)
+	stop()
+	return errors.Join(err, lease.Release(ctx, session.conn))
 }
 
 // noFence is for what needs no lease, because the catalogue row is locked.
@@ -234,8 +281,9 @@ func (r *Rebuilder) retire(ctx context.Context, v readmodel.Version) (bool, erro
 // sweep retires versions whose time is over, and drops what was retired and not
 // dropped. It returns how many.
 func (r *Rebuilder) sweep(ctx context.Context) (int, error) {
-	rows, err := r.pool.Query(ctx, `select projection, version, state, definition, plan, leaf from refold.projection_version
-		where dropped is null and (state = 'retired' or state = 'ready' and keep_until < clock_timestamp())`)
+	rows, err := r.pool.Query(ctx, `select projection, version, state, definition, plan, leaf, next_plan is not null from refold.projection_version v
+		where dropped is null and (state = 'retired' or state = 'ready' and keep_until < clock_timestamp()
+			and not exists (select from refold.rebuild r where r.projection = v.projection and r.version = v.version and r.state not in ('done', 'cancelled')))`)
 	if err != nil {
 		return 0, fmt.Errorf("looking for versions to retire: %w", err)
 	}

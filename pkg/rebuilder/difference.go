@@ -233,7 +233,7 @@ func (s *snapshot) sampleShared(ctx context.Context) (Check, error) {
 			events += n
 		}
 	}
-	if events <= sampleBound {
+	if events <= sampleBound || s.rebuild.Kind == Fields { // whose parts were not compared
 		c, err := s.full(ctx)
 		c.Name = "sample"
 		return c, err

@@ -132,6 +132,11 @@ func (j *job) mergePart(ctx context.Context, tx pgx.Tx, p *part, into, parts str
 	if err := j.mergeRows(ctx, tx, p, into, parts); err != nil {
 		return err
 	}
+	return j.noteMerged(ctx, tx, p)
+}
+
+// noteMerged notes, once, that the parts of a partition are in the rows.
+func (j *job) noteMerged(ctx context.Context, tx pgx.Tx, p *part) error {
 	tag, err := tx.Exec(ctx, `update refold.rebuild_partition set merged = clock_timestamp()
 		where rebuild = $1 and category = $2 and generation = $3 and partition = $4 and merged is null`, j.id, p.category.Name, p.category.Generation, p.partition)
 	if err == nil && tag.RowsAffected() != 1 {
@@ -152,24 +157,34 @@ func (j *job) mergeRows(ctx context.Context, tx pgx.Tx, p *part, into, parts str
 		if err != nil {
 			return err
 		}
-		var keys, data []string
-		var states []*string
-		var key, one string
-		var state *string
-		if _, err := pgx.ForEachRow(rows, []any{&key, &one, &state}, func() error {
-			keys, data, states = append(keys, key), append(data, one), append(states, state)
-			return nil
-		}); err != nil {
+		parts, err := pgx.CollectRows(rows, pgx.RowToStructByPos[textRow])
+		if err != nil {
 			return err
 		}
-		if len(keys) == 0 {
+		if len(parts) == 0 {
 			break
 		}
-		if _, err := tx.Exec(ctx, sql, j.version.Projection, j.version.Number, keys, data, states); err != nil {
+		if err := j.mergeTexts(ctx, tx, sql, parts); err != nil {
 			return err
 		}
 	}
 	_, err := tx.Exec(ctx, `close parts`)
+	return err
+}
+
+// textRow is a row, or a part of one, as text.
+type textRow struct {
+	Key, Data string
+	State     *string
+}
+
+// mergeTexts merges parts, which are sorted by key, by a statement of the plan.
+func (j *job) mergeTexts(ctx context.Context, tx pgx.Tx, sql string, parts []textRow) error {
+	keys, data, states := make([]string, len(parts)), make([]string, len(parts)), make([]*string, len(parts))
+	for i, p := range parts {
+		keys[i], data[i], states[i] = p.Key, p.Data, p.State
+	}
+	_, err := tx.Exec(ctx, sql, j.version.Projection, j.version.Number, keys, data, states)
 	return err
 }
 

@@ -16,34 +16,60 @@ import (
 // were poison had the index been there.
 const maxIndexed = 2000
 
-// inPlace changes the indexes of the serving version where the deployed
-// definition differs in nothing else, and notes it as a rebuild that made no
-// version. It tells whether it did.
-func (j *job) inPlace(ctx context.Context, options Options) (bool, error) {
+// decide says of what kind the rebuild is: what was begun goes on as it is; else
+// the difference between the deployed definition and that of the version that
+// serves, which is returned too, decides.
+func (j *job) decide(ctx context.Context, options Options) (Kind, readmodel.Version, error) {
+	open, err := one(readRebuilds(ctx, j.pool, `projection = $1 and state not in ('done', 'cancelled')`, j.name))
+	switch {
+	case err == nil && open.Version != 0:
+		return open.Kind, readmodel.Version{}, nil
+	case err == nil && open.State == Requested:
+		options = open.Options
+	case err != nil && !errors.Is(err, ErrNoRebuild):
+		return Fresh, readmodel.Version{}, err
+	}
 	active, err := j.catalogue.Active(ctx, j.name)
-	if errors.Is(err, readmodel.ErrUnknownProjection) {
-		return false, nil
+	if errors.Is(err, readmodel.ErrUnknownProjection) || err == nil && options.Fresh {
+		return Fresh, active, nil
 	}
 	if err != nil {
-		return false, err
+		return Fresh, active, err
 	}
 	before, err := j.plans.Plan(active)
 	if err != nil {
-		return false, nil //nolint:nilerr // a definition that no longer compiles needs a rebuild
+		return Fresh, active, nil //nolint:nilerr // a definition that no longer compiles needs a rebuild
 	}
-	difference := projection.Compare(before, j.plan)
-	if difference.Change != projection.ChangeIndex {
-		return false, nil
+	kind := j.kindOf(before, j.plan)
+	if kind == Indexes {
+		if long, err := j.tooLong(ctx, active); err != nil || long {
+			return Fresh, active, err
+		}
 	}
-	if _, err := one(readRebuilds(ctx, j.pool, `projection = $1 and state not in ('done', 'cancelled') and version is not null`, j.name)); !errors.Is(err, ErrNoRebuild) {
-		return false, err // what was begun is finished first
+	return kind, active, nil
+}
+
+// kindOf returns what it takes to come from one plan to another. Shared rows that
+// only events of new types make could not be told from others if the new fields
+// had to be taken out again, so they are not filled in place.
+func (r *Rebuilder) kindOf(before, after *projection.Plan) Kind {
+	switch projection.Compare(before, after).Change {
+	case projection.ChangeIndex:
+		return Indexes
+	case projection.ChangeBackfill:
+		if !after.Shared() || len(newTypes(before, after, r.types)) == 0 {
+			return Fields
+		}
 	}
-	if long, err := j.tooLong(ctx, active); err != nil || long {
-		return false, err
-	}
+	return Fresh
+}
+
+// changeIndexes changes the indexes of the serving version, and notes it as a
+// rebuild that is done.
+func (j *job) changeIndexes(ctx context.Context, active readmodel.Version, options Options) error {
 	conn, err := j.connect(ctx, j.name)
 	if err != nil {
-		return false, err
+		return err
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
 	stop := j.keepLease(ctx)
@@ -53,23 +79,23 @@ func (j *job) inPlace(ctx context.Context, options Options) (bool, error) {
 		if err != nil {
 			return fmt.Errorf("noting a change in place: %w", err)
 		}
-		j.id, j.rebuild = id, Rebuild{ID: id, Projection: j.name, Version: active.Number, State: Done, Step: StepDone, Options: options}
+		j.id, j.rebuild = id, Rebuild{ID: id, Projection: j.name, Version: active.Number, Kind: Indexes, State: Done, Step: StepDone, Options: options}
 		return j.lease.Verify(ctx, tx)
 	})
 	if err != nil {
-		return false, err
+		return err
 	}
 	j.log.Info("indexes are changed in place", "version", active.Number)
-	return true, nil
+	return nil
 }
 
 // noteInPlace ends the request for a rebuild, or makes a rebuild that is done.
 func (j *job) noteInPlace(ctx context.Context, tx pgx.Tx, version int, options Options) (id int64, err error) {
-	err = tx.QueryRow(ctx, `update refold.rebuild set version = $2, state = 'done', step = 'done', definition = $3, plan = $4, started = clock_timestamp(), finished = clock_timestamp()
-		where projection = $1 and state in ('requested', 'paused') returning id`, j.name, version, j.plan.Source(), j.plan.Hash()).Scan(&id)
+	err = tx.QueryRow(ctx, `update refold.rebuild set version = $2, kind = 'indexes', state = 'done', step = 'done', definition = $3, plan = $4, started = clock_timestamp(), finished = clock_timestamp()
+		where projection = $1 and state not in ('done', 'cancelled') and version is null returning id`, j.name, version, j.plan.Source(), j.plan.Hash()).Scan(&id)
 	if errors.Is(err, pgx.ErrNoRows) {
-		err = tx.QueryRow(ctx, `insert into refold.rebuild (projection, version, state, step, definition, plan, options, started, finished)
-			values ($1, $2, 'done', 'done', $3, $4, $5, clock_timestamp(), clock_timestamp()) returning id`, j.name, version, j.plan.Source(), j.plan.Hash(), mustJSON(options)).Scan(&id)
+		err = tx.QueryRow(ctx, `insert into refold.rebuild (projection, version, kind, state, step, definition, plan, options, started, finished)
+			values ($1, $2, 'indexes', 'done', 'done', $3, $4, $5, clock_timestamp(), clock_timestamp()) returning id`, j.name, version, j.plan.Source(), j.plan.Hash(), mustJSON(options)).Scan(&id)
 	}
 	return id, err
 }

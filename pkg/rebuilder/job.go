@@ -103,7 +103,15 @@ func (j *job) steps(ctx context.Context) error {
 		var err error
 		switch j.rebuild.Step {
 		case StepPreflight:
-			err = j.preflight(ctx)
+			if j.rebuild.Kind == Fields {
+				err = j.preflightFields(ctx)
+			} else {
+				err = j.preflight(ctx)
+			}
+		case StepRehearse:
+			err = j.rehearse(ctx)
+		case StepFill:
+			err = j.fill(ctx)
 		case StepLoad:
 			err = j.load(ctx)
 		case StepIndex:
@@ -118,7 +126,11 @@ func (j *job) steps(ctx context.Context) error {
 			if j.rebuild.Options.Promote == "manual" {
 				return j.await(ctx)
 			}
-			err = j.promote(ctx)
+			if j.rebuild.Kind == Fields {
+				err = j.publish(ctx)
+			} else {
+				err = j.promote(ctx)
+			}
 		default:
 			return nil
 		}

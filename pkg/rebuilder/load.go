@@ -11,32 +11,51 @@ import (
 	"github.com/refoldhq/refold/pkg/postgres"
 )
 
-// load loads every partition that is not loaded, a few at a time.
+// load loads every partition that is not loaded.
 func (j *job) load(ctx context.Context) error {
-	group, loading := errgroup.WithContext(ctx)
-	group.SetLimit(j.rebuild.Options.Parallel)
+	if err := j.eachPart(ctx, j.loadPart); err != nil {
+		return err
+	}
+	return j.advance(ctx, StepIndex, nil)
+}
+
+// eachPart does something with every partition that is not loaded. One whose
+// topic is not whole is read from the event table, where that is allowed.
+func (j *job) eachPart(ctx context.Context, do func(context.Context, *part) error) error {
+	return j.eachOf(ctx, func(p *part) bool { return p.loaded }, func(ctx context.Context, p *part) error {
+		err := do(ctx, p)
+		if source := j.rebuild.Options.Source; source == FromEither && p.source == FromTopic && incomplete(err) {
+			j.log.Warn("a partition is read from the event store", "topic", p.category.Topic, "partition", p.partition, "err", err)
+			p.source = FromEventStore
+			p.meter.source.Store(p.source)
+			err = do(ctx, p)
+		}
+		return err
+	})
+}
+
+// eachOf does something with every partition that is not done, a few at a time.
+func (j *job) eachOf(ctx context.Context, done func(*part) bool, do func(context.Context, *part) error) error {
+	group, doing := j.group(ctx)
 	for _, p := range j.parts {
-		if p.loaded {
+		if done(p) {
 			continue
 		}
 		group.Go(func() error {
-			err := j.loadPart(loading, p)
-			if source := j.rebuild.Options.Source; source == FromEither && p.source == FromTopic && incomplete(err) {
-				j.log.Warn("a partition is read from the event store", "topic", p.category.Topic, "partition", p.partition, "err", err)
-				p.source = FromEventStore
-				p.meter.source.Store(p.source)
-				err = j.loadPart(loading, p)
-			}
-			if err != nil {
-				return fmt.Errorf("loading %s/%d: %w", p.category.Name, p.partition, err)
+			if err := do(doing, p); err != nil {
+				return fmt.Errorf("%s/%d: %w", p.category.Name, p.partition, err)
 			}
 			return nil
 		})
 	}
-	if err := group.Wait(); err != nil {
-		return err
-	}
-	return j.advance(ctx, StepIndex, nil)
+	return group.Wait()
+}
+
+// group runs as much at a time as the rebuild may.
+func (j *job) group(ctx context.Context) (*errgroup.Group, context.Context) {
+	group, doing := errgroup.WithContext(ctx)
+	group.SetLimit(j.rebuild.Options.Parallel)
+	return group, doing
 }
 
 func incomplete(err error) bool {
@@ -69,30 +88,41 @@ func (j *job) loadPart(ctx context.Context, p *part) error {
 	if err != nil {
 		return err
 	}
-	for {
-		err := l.passes(ctx)
-		if !errors.Is(err, errAgain) {
-			if err != nil {
-				return err
-			}
-			break
-		}
-		if _, err := conn.Exec(ctx, `rollback`); err != nil {
-			return fmt.Errorf("starting over: %w", err)
-		}
-		l.opened = false
+	if err := l.run(ctx); err != nil {
+		return err
 	}
 	if err := j.stopAt("within " + point); err != nil {
 		return err
 	}
-	if err := l.commit(ctx); err != nil {
+	if err := l.commit(ctx, l.queueProgress); err != nil {
 		return err
 	}
+	return j.stopAt("after " + point)
+}
+
+// run makes the passes, again when streams had to be parked too late.
+func (l *loader) run(ctx context.Context) error {
+	for {
+		err := l.passes(ctx)
+		if !errors.Is(err, errAgain) {
+			return err
+		}
+		if !l.opened {
+			continue
+		}
+		if _, err := l.conn.Exec(ctx, `rollback`); err != nil {
+			return fmt.Errorf("starting over: %w", err)
+		}
+		l.opened = false
+	}
+}
+
+// done notes that the partition is loaded.
+func (p *part) done(l *loader) {
 	p.loaded, p.rows, p.digest = true, l.written, int64(l.digest)
 	p.meter.reach(p.meter.total)
 	p.meter.loaded.Store(true)
-	j.show()
-	return j.stopAt("after " + point)
+	l.job.show()
 }
 
 // target is the table that partitions are loaded into.
@@ -104,13 +134,28 @@ func (j *job) target() string {
 }
 
 // commit ends the transaction of the load in one message, so that the lease is
-// never held by a client that was paused in between.
-func (l *loader) commit(ctx context.Context) error {
-	v, p, c := l.job.version, l.part, l.counts
-	trip := &pgx.Batch{}
+// never held by a client that was paused in between. also, unless it is nil, adds
+// what else belongs to it.
+func (l *loader) commit(ctx context.Context, also func(*pgx.Batch)) error {
+	p, trip := l.part, &pgx.Batch{}
 	trip.Queue(`update refold.rebuild_partition set source = $5 where rebuild = $1 and category = $2 and generation = $3 and partition = $4`,
 		l.job.id, p.category.Name, p.category.Generation, p.partition, p.source)
 	trip.Queue(`select refold.rebuild_loaded($1, $2, $3, $4, $5, $6, $7)`, l.job.id, p.category.Name, p.category.Generation, p.partition, l.events(), l.written, int64(l.digest))
+	if also != nil {
+		also(trip)
+	}
+	trip.Queue(postgres.VerifyLeaseSQL, l.job.lease.Name, l.job.lease.Fence, l.job.lease.Nonce)
+	trip.Queue(`commit`)
+	if err := l.conn.SendBatch(ctx, trip).Close(); err != nil {
+		return fmt.Errorf("committing the load of %s/%d: %w", p.category.Name, p.partition, err)
+	}
+	p.done(l)
+	return nil
+}
+
+// queueProgress sets the progress of the partition, from which an engine goes on.
+func (l *loader) queueProgress(trip *pgx.Batch) {
+	v, p, c := l.job.version, l.part, l.counts
 	var last any
 	if l.lastRecorded != 0 {
 		last = l.lastRecorded.Std()
@@ -123,12 +168,6 @@ func (l *loader) commit(ctx context.Context) error {
 	trip.Queue(`select refold.progress_load($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)`, v.Projection, v.Number, p.category.Name, p.category.Generation,
 		p.partition, p.topicID, p.end, l.sequence.seqs, ids, l.events()-c.filtered-c.skipped-parked, c.duplicates, c.filtered, parked, c.skipped, c.foreign, last)
 	l.queueParked(trip)
-	trip.Queue(postgres.VerifyLeaseSQL, l.job.lease.Name, l.job.lease.Fence, l.job.lease.Nonce)
-	trip.Queue(`commit`)
-	if err := l.conn.SendBatch(ctx, trip).Close(); err != nil {
-		return fmt.Errorf("committing the load of %s/%d: %w", p.category.Name, p.partition, err)
-	}
-	return nil
 }
 
 func (l *loader) queueParked(trip *pgx.Batch) {

@@ -89,23 +89,35 @@ func (j *job) preflight(ctx context.Context) error {
 			return err
 		}
 		if j.plan.Shared() {
-			if _, err := tx.Exec(ctx, `create table `+partsTable(v)+` (category text collate "C", partition integer, key text collate "C", data jsonb not null, state jsonb)`); err != nil {
-				return fmt.Errorf("creating the table of parts: %w", err)
+			if err := createParts(ctx, tx, v); err != nil {
+				return err
 			}
 		}
-		for _, p := range parts {
-			if _, err := tx.Exec(ctx, `insert into refold.rebuild_partition (rebuild, category, generation, partition, source, topic_id, start_offset, end_offset, sent, heads)
-				values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)`, j.id, p.category.Name, p.category.Generation, p.partition, p.source, p.topicID, p.start, p.end, p.sent, p.heads); err != nil {
-				return fmt.Errorf("pinning a partition: %w", err)
-			}
-		}
-		if _, err := tx.Exec(ctx, `update refold.rebuild set version = $2 where id = $1`, j.id, v.Number); err != nil {
-			return err
-		}
-		j.version, j.rebuild.Version = v, v.Number
-		j.setParts(parts)
-		return nil
+		return j.keepParts(ctx, tx, v, parts)
 	})
+}
+
+// keepParts writes down what was pinned, and which version the rebuild is about.
+func (j *job) keepParts(ctx context.Context, tx pgx.Tx, v readmodel.Version, parts []*part) error {
+	for _, p := range parts {
+		if _, err := tx.Exec(ctx, `insert into refold.rebuild_partition (rebuild, category, generation, partition, source, topic_id, start_offset, end_offset, sent, heads)
+			values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)`, j.id, p.category.Name, p.category.Generation, p.partition, p.source, p.topicID, p.start, p.end, p.sent, p.heads); err != nil {
+			return fmt.Errorf("pinning a partition: %w", err)
+		}
+	}
+	if _, err := tx.Exec(ctx, `update refold.rebuild set version = $2 where id = $1`, j.id, v.Number); err != nil {
+		return fmt.Errorf("noting version %d: %w", v.Number, err)
+	}
+	j.version, j.rebuild.Version = v, v.Number
+	j.setParts(parts)
+	return nil
+}
+
+func createParts(ctx context.Context, tx pgx.Tx, v readmodel.Version) error {
+	if _, err := tx.Exec(ctx, `create table `+partsTable(v)+` (category text collate "C", partition integer, key text collate "C", data jsonb not null, state jsonb)`); err != nil {
+		return fmt.Errorf("creating the table of parts: %w", err)
+	}
+	return nil
 }
 
 // partsTable is where the parts of shared rows wait to be merged.
@@ -289,7 +301,7 @@ func (j *job) readParts(ctx context.Context) error {
 		}
 		p.category = j.categories[i]
 		switch source := j.rebuild.Options.Source; {
-		case p.loaded:
+		case p.loaded, j.rebuild.Step == StepFill:
 		case source == FromTopic, source == FromEventStore:
 			p.source = source
 		}

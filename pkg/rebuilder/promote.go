@@ -23,17 +23,27 @@ const (
 func (j *job) promote(ctx context.Context) error {
 	j.feed(ctx)
 	err := j.flip(ctx, j.name, j.version.Number, time.Duration(j.rebuild.Options.Keep), func(ctx context.Context, tx pgx.Tx) error { return j.lease.Verify(ctx, tx) }, func(tx pgx.Tx) error {
-		_, err := tx.Exec(ctx, `update refold.rebuild set state = 'done', step = 'done', error = null, owner = null, wish = null, progress = $2, finished = clock_timestamp(), updated = clock_timestamp() where id = $1`, j.id, mustJSON(j.tick()))
-		return err
+		return j.noteDone(ctx, tx)
 	})
 	if err != nil {
 		return err
 	}
+	j.ended("the version serves")
+	return j.stopAt("after promote")
+}
+
+// noteDone ends the rebuild, in tx.
+func (j *job) noteDone(ctx context.Context, tx pgx.Tx) error {
+	_, err := tx.Exec(ctx, `update refold.rebuild set state = 'done', step = 'done', error = null, owner = null, wish = null, progress = $2, finished = clock_timestamp(), updated = clock_timestamp() where id = $1`, j.id, mustJSON(j.tick()))
+	return err
+}
+
+// ended tells that the rebuild is at its end.
+func (j *job) ended(what string) {
 	j.rebuild.State, j.rebuild.Step, j.rebuild.Owner = Done, StepDone, ""
 	j.deps.Metrics.outcomes.WithLabelValues(j.name, "done").Inc()
-	j.log.Info("the version serves", "version", j.version.Number)
+	j.log.Info(what, "version", j.version.Number)
 	j.show()
-	return j.stopAt("after promote")
 }
 
 // flip changes the serving version, trying again for a while when the other is

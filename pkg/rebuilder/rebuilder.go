@@ -102,6 +102,8 @@ type Options struct {
 	Parallel int `json:"parallel"`
 	// Keep is how long the version that served is fed on, for a roll back.
 	Keep Duration `json:"keep"`
+	// Fresh builds a version even where new fields or indexes could be made in place.
+	Fresh bool `json:"fresh,omitempty"`
 	// Force promotes in spite of a failed verification, for the reason given.
 	Force string `json:"force,omitempty"`
 }

@@ -22,9 +22,21 @@ const (
 	StepIndex     Step = "index"
 	StepCheck     Step = "check"
 	StepCatchUp   Step = "catch up"
+	StepRehearse  Step = "rehearse" // of new fields only: folded and not written
+	StepFill      Step = "fill"     // of new fields only: into the rows that are there
 	StepVerify    Step = "verify"
 	StepPromote   Step = "promote"
 	StepDone      Step = "done"
+)
+
+// Kind is what a rebuild makes.
+type Kind string
+
+// Kinds of rebuilds.
+const (
+	Fresh   Kind = "version" // a version, beside the one that serves
+	Fields  Kind = "fields"  // new fields in the rows of the version that serves
+	Indexes Kind = "indexes" // other indexes of the version that serves
 )
 
 // State is the state of a rebuild.
@@ -46,6 +58,7 @@ type Rebuild struct {
 	ID         int64     `json:"id,string"`
 	Projection string    `json:"projection"`
 	Version    int       `json:"version,omitempty"`
+	Kind       Kind      `json:"kind"`
 	State      State     `json:"state"`
 	Step       Step      `json:"step"`
 	Options    Options   `json:"options"`
@@ -63,7 +76,7 @@ type Rebuild struct {
 // open tells whether the rebuild is not at its end.
 func (r *Rebuild) open() bool { return r.State != Done && r.State != Cancelled }
 
-const rebuildColumns = `id, projection, coalesce(version, 0), state, step, options, progress, report, coalesce(error, ''), coalesce(owner, ''), requested, updated,
+const rebuildColumns = `id, projection, coalesce(version, 0), kind, state, step, options, progress, report, coalesce(error, ''), coalesce(owner, ''), requested, updated,
 	coalesce(definition, ''), coalesce(plan, ''), coalesce(wish, '')`
 
 type querier interface {
@@ -77,7 +90,7 @@ var ErrNoRebuild = errors.New("no such rebuild")
 func scanRebuild(row pgx.CollectableRow) (Rebuild, error) {
 	var r Rebuild
 	var options, progress, report []byte
-	err := row.Scan(&r.ID, &r.Projection, &r.Version, &r.State, &r.Step, &options, &progress, &report, &r.Error, &r.Owner, &r.Requested, &r.Updated,
+	err := row.Scan(&r.ID, &r.Projection, &r.Version, &r.Kind, &r.State, &r.Step, &options, &progress, &report, &r.Error, &r.Owner, &r.Requested, &r.Updated,
 		&r.definition, &r.plan, &r.wish)
 	if err == nil {
 		err = json.Unmarshal(options, &r.Options)

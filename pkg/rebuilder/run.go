@@ -37,10 +37,12 @@ func (r *Rebuilder) Run(ctx context.Context, name string, options Options, watch
 		return Rebuild{}, err
 	}
 	defer func() { j.session.close() }()
-	if done, err := j.inPlace(ctx, options); done || err != nil {
-		return j.finish(ctx, err)
+	kind, active, err := j.decide(ctx, options)
+	if err == nil && kind == Indexes {
+		err = j.changeIndexes(ctx, active, options)
+	} else if err == nil {
+		err = j.work(ctx, kind, options)
 	}
-	err = j.work(ctx, options)
 	if errors.Is(err, errStopped) {
 		return j.rebuild, err // as a kill leaves it
 	}
@@ -49,8 +51,8 @@ func (r *Rebuilder) Run(ctx context.Context, name string, options Options, watch
 
 // work takes the rebuild up and does its steps, again and again while what ends
 // them is transient.
-func (j *job) work(ctx context.Context, options Options) error {
-	if err := j.begin(ctx, options); err != nil {
+func (j *job) work(ctx context.Context, kind Kind, options Options) error {
+	if err := j.begin(ctx, kind, options); err != nil {
 		return err
 	}
 	working, cancel := context.WithCancelCause(ctx)
@@ -93,7 +95,7 @@ func (j *job) work(ctx context.Context, options Options) error {
 }
 
 // begin takes up the rebuild that is open, or makes one.
-func (j *job) begin(ctx context.Context, options Options) error {
+func (j *job) begin(ctx context.Context, kind Kind, options Options) error {
 	err := j.write(ctx, "begin", func(tx pgx.Tx) error {
 		open, err := one(readRebuilds(ctx, tx, `projection = $1 and state not in ('done', 'cancelled') for update`, j.name))
 		switch {
@@ -108,11 +110,11 @@ func (j *job) begin(ctx context.Context, options Options) error {
 		if err != nil {
 			return err
 		}
-		open.Options = options
+		open.Options, open.Kind = options, kind
 		j.rebuild = open
 		_, err = tx.Exec(ctx, `update refold.rebuild set state = case when wish = 'pause' then 'paused' else 'running' end, options = $2, owner = $3, owner_pid = $4, owner_start = $5,
-			error = null, started = coalesce(started, clock_timestamp()), updated = clock_timestamp(), definition = $6, plan = $7 where id = $1`,
-			open.ID, mustJSON(options), j.cfg.Owner, j.session.backend.PID, j.session.backend.Started, j.plan.Source(), j.plan.Hash())
+			error = null, started = coalesce(started, clock_timestamp()), updated = clock_timestamp(), definition = $6, plan = $7, kind = $8 where id = $1`,
+			open.ID, mustJSON(options), j.cfg.Owner, j.session.backend.PID, j.session.backend.Started, j.plan.Source(), j.plan.Hash(), kind)
 		return err
 	})
 	if err != nil {
@@ -141,6 +143,9 @@ func (j *job) reload(ctx context.Context) error {
 	if j.version, err = j.findVersion(ctx, j.name, j.rebuild.Version); err != nil {
 		return err
 	}
+	if j.rebuild.Kind == Fields { // the rows are to become what this plan makes
+		j.version.Definition, j.version.PlanHash = j.plan.Source(), j.plan.Hash()
+	}
 	return j.readParts(ctx)
 }
 
@@ -164,12 +169,14 @@ func (r *Rebuilder) findVersion(ctx context.Context, name string, number int) (r
 func (j *job) finish(ctx context.Context, cause error) (Rebuild, error) {
 	ending, done := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
 	defer done()
-	if errors.Is(cause, ErrCancelled) {
-		if err := j.cancel(ending); err != nil {
+	var unfit *Unfit
+	givenUp := errors.Is(cause, ErrCancelled) || errors.As(cause, &unfit)
+	if givenUp {
+		if err := j.giveUp(ctx, cause); err != nil {
 			cause = errors.Join(cause, err)
 		}
 	}
-	if cause != nil && j.rebuild.ID != 0 && !errors.Is(cause, ErrCancelled) && !postgres.LeaseLost(cause) {
+	if cause != nil && j.rebuild.ID != 0 && !givenUp && !postgres.LeaseLost(cause) {
 		state, text := Failed, cause.Error()
 		if ctx.Err() != nil { // asked to stop: the next run goes on
 			state, text = Requested, ""

@@ -18,7 +18,9 @@ var ErrNotVerified = errors.New("the version is not what the log makes")
 // verify checks the version and lets it be promoted when all is well, or when
 // somebody has given a reason to do so nevertheless.
 func (j *job) verify(ctx context.Context) error {
-	j.feed(ctx)
+	if j.rebuild.Kind == Fresh {
+		j.feed(ctx)
+	}
 	report, err := j.verifyVersion(ctx, j.version, j.rebuild.Options.Verify)
 	if err != nil {
 		return err

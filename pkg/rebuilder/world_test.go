@@ -126,11 +126,16 @@ func (w *world) number(sql string, args ...any) (n int64) {
 // event makes the next event of a stream: one that creates it, or a change.
 func (w *world) event(stream, email string) *event.Event {
 	w.t.Helper()
-	w.versions[stream]++
-	name, body := "UserCreated", fmt.Sprintf(`{"id": %q, "email": %q, "isActive": true}`, stream, email)
-	if w.versions[stream] > 1 {
-		name, body = "UserEmailChanged", fmt.Sprintf(`{"newEmail": %q}`, email)
+	if w.versions[stream] > 0 {
+		return w.make(stream, "UserEmailChanged", fmt.Sprintf(`{"newEmail": %q}`, email))
 	}
+	return w.make(stream, "UserCreated", fmt.Sprintf(`{"id": %q, "email": %q, "isActive": true}`, stream, email))
+}
+
+// make makes the next event of a stream, of a type.
+func (w *world) make(stream, name, body string) *event.Event {
+	w.t.Helper()
+	w.versions[stream]++
 	category, _ := w.contracts.Category("User")
 	typ, _ := category.Type(name)
 	value, err := typ.Newest().EncodeJSON(avro.AppendFrame(nil, w.ids[name]), strictjson.NewReader([]byte(body)))
@@ -196,6 +201,26 @@ func (w *world) live() (stop func()) {
 	go func() {
 		defer close(done)
 		e.Run(running, feeds)
+	}()
+	stop = func() { cancel(); <-done }
+	w.t.Cleanup(stop)
+	return stop
+}
+
+// follow feeds every version by the definition that it is to be fed by, as
+// programs do, until the test ends or stop is called.
+func (w *world) follow() (stop func()) {
+	w.t.Helper()
+	running, cancel := context.WithCancel(w.ctx)
+	e := engine.New(engine.Config{DatabaseURL: w.url(), Kafka: kafka.Config{Brokers: w.brokers}, Prefix: w.topic(), Owner: "follower"}, w.pool, w.registry,
+		eventstore.NewReader(w.pool), slog.New(slog.DiscardHandler), prometheus.NewRegistry())
+	definitions := w.definitions
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		e.Follow(running, func(ctx context.Context) ([]engine.Feed, error) {
+			return engine.Setup(ctx, w.pool, w.contracts, definitions, nil)
+		})
 	}()
 	stop = func() { cancel(); <-done }
 	w.t.Cleanup(stop)
