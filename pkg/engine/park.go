@@ -2,7 +2,6 @@ package engine
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -126,6 +125,3 @@ func (r *breaker) parked(n int) {
 		r.open = false
 	}
 }
-
-// ErrNotParked says that no fed version of a projection has a stream parked.
-var ErrNotParked = errors.New("the stream is not parked")

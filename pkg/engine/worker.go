@@ -49,10 +49,11 @@ type worker struct {
 	healing backoff
 	probeAt time.Time
 
+	poison map[event.ID]refusal
+
 	// Of all claims.
 	refetch bool // the client has given up fetching the partition
 	limit   int  // events in a batch: lowered to find the one that the server refuses
-	poison  map[event.ID]refusal
 	breaker breaker
 	spare   []taken // the memory of the last batch's events
 
@@ -178,6 +179,7 @@ func (w *worker) hold(former int64) error {
 func (w *worker) release() (epoch int64) {
 	w.inbox.shut()
 	w.rows.drop()
+	clear(w.poison) // what was refused may be taken when it is tried again
 	w.show(func(s *shown) { s.claimed = false })
 	if w.conn != nil {
 		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
