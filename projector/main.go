@@ -27,6 +27,8 @@ type cli struct {
 
 	Run    service.ProjectorCommand `cmd:"" help:"Feed projections: the named ones, all without a name."`
 	Serve  service.QueryCommand     `cmd:"" help:"Serve read models."`
+	Status statusCommand            `cmd:"" help:"Show how projections are being fed: lag, parked streams, stopped slots, what is due."`
+	Parked parkedCommand            `cmd:"" help:"Show parked streams; retry or skip."`
 	Verify verifyCommand            `cmd:"" help:"Fold the log from the event table and compare every row."`
 	Lint   lintCommand              `cmd:"" help:"Compile the definitions of a folder."`
 	Test   testCommand              `cmd:"" help:"Run the tests that stand beside the definitions (projections/*.test.yaml)."`

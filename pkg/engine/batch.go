@@ -197,7 +197,7 @@ func (w *worker) fill(ctx context.Context, b *batch, e *event.Event, offset int6
 func (w *worker) stopSlot(b *batch, e *event.Event, offset int64, why string) {
 	b.changed = true
 	b.counts.held++
-	s := stoppedSlot{Slot: e.Slot, FirstMissing: b.seqs.seq(e.Slot) + 1, Offset: offset, Held: e.Seq, Reason: why, Since: time.Now().UTC().Truncate(time.Microsecond)}
+	s := StoppedSlot{Slot: e.Slot, FirstMissing: b.seqs.seq(e.Slot) + 1, Offset: offset, Held: e.Seq, Reason: why, Since: time.Now().UTC().Truncate(time.Microsecond)}
 	b.seqs.stopped = append(b.seqs.stopped, s)
 	v := w.feed.Version
 	w.engine.log.Error("a slot stands", "projection", v.Projection, "version", v.Number, "category", w.category.Name, "slot", s.Slot, "first_missing", s.FirstMissing,

@@ -24,13 +24,13 @@ type sequencer struct {
 	slots   []int16
 	seqs    []int64
 	ids     []event.ID
-	stopped []stoppedSlot
+	stopped []StoppedSlot
 }
 
-// stoppedSlot is a slot that does not go on, as it stands in the progress row. A
+// StoppedSlot is a slot that does not go on, as it stands in the progress row. A
 // restart finds it there, so the records that are passed over meanwhile are not
 // forgotten.
-type stoppedSlot struct {
+type StoppedSlot struct {
 	Slot int `json:"slot"`
 	// FirstMissing is the seq that was not there to be applied next.
 	FirstMissing int64 `json:"firstMissing"`
@@ -42,7 +42,7 @@ type stoppedSlot struct {
 	Since  time.Time `json:"since"`
 }
 
-func newSequencer(slots []int16, seqs []int64, ids [][16]byte, stopped []stoppedSlot) sequencer {
+func newSequencer(slots []int16, seqs []int64, ids [][16]byte, stopped []StoppedSlot) sequencer {
 	s := sequencer{slots: slots, seqs: seqs, stopped: stopped}
 	for _, id := range ids {
 		s.ids = append(s.ids, id)
@@ -102,7 +102,7 @@ func (s *sequencer) uuids() [][16]byte {
 }
 
 // stop returns the entry of a stopped slot, nil for one that goes on.
-func (s *sequencer) stop(slot int) *stoppedSlot {
+func (s *sequencer) stop(slot int) *StoppedSlot {
 	for i := range s.stopped {
 		if s.stopped[i].Slot == slot {
 			return &s.stopped[i]
@@ -112,7 +112,7 @@ func (s *sequencer) stop(slot int) *stoppedSlot {
 }
 
 // listOf returns the list as it stands in the progress row.
-func listOf(stopped []stoppedSlot) string {
+func listOf(stopped []StoppedSlot) string {
 	if len(stopped) == 0 {
 		return "[]"
 	}
@@ -125,5 +125,5 @@ func listOf(stopped []stoppedSlot) string {
 
 // goOn takes a slot off the list of those that are stopped.
 func (s *sequencer) goOn(slot int) {
-	s.stopped = slices.DeleteFunc(s.stopped, func(x stoppedSlot) bool { return x.Slot == slot })
+	s.stopped = slices.DeleteFunc(s.stopped, func(x StoppedSlot) bool { return x.Slot == slot })
 }

@@ -231,7 +231,7 @@ func (w *worker) claim(ctx context.Context, former int64) (err error) {
 	if topic != described.ID {
 		return &standing{fmt.Sprintf("the topic was recreated: its id is %s, the progress is that of %s", hex.EncodeToString(described.ID[:]), hex.EncodeToString(topic[:]))}
 	}
-	var list []stoppedSlot
+	var list []StoppedSlot
 	if err := json.Unmarshal(stopped, &list); err != nil {
 		return fmt.Errorf("reading the stopped slots: %w", err)
 	}
@@ -334,6 +334,8 @@ func (w *worker) serve() error {
 	return nil
 }
 
+func (w *worker) stopping() bool { return w.ctx.Err() != nil }
+
 // turn does all that there is to do.
 func (w *worker) turn() error {
 	for records := w.inbox.take(); ; {
@@ -346,7 +348,7 @@ func (w *worker) turn() error {
 		if records = records[n:]; len(records) == 0 {
 			records = w.inbox.take()
 		}
-		if len(records) == 0 || w.ctx.Err() != nil {
+		if len(records) == 0 || w.stopping() {
 			return nil
 		}
 	}

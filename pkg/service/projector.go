@@ -190,6 +190,7 @@ func (q *Queries) Start(ctx context.Context, h *Host) (err error) {
 	q.feeds = readmodel.NewFeeds(q.reader, q.pool, events, schemas, h.Log)
 	query.New(query.Deps{Reader: q.reader, Catalogue: readmodel.NewCatalogue(q.pool), Plans: plans, Feeds: q.feeds,
 		Explainer: readmodel.NewExplainer(q.reader, q.feeds, events, schemas), Log: h.Log, Metrics: h.Registry}).Register(h.Mux)
+	api.RegisterParked(h.Mux, engine.NewParked(q.pool), h.Log)
 	return nil
 }
 
