@@ -55,7 +55,9 @@ indexes:
   - {fields: [email]}
 `
 
-func setup(t *testing.T) *world {
+func setup(t *testing.T) *world { t.Helper(); return setupWith(t, definition) }
+
+func setupWith(t *testing.T, definition string) *world {
 	t.Helper()
 	w := &world{t: t, pool: devstack.MigratedDatabase(t), brokers: devstack.FakeKafka(t), seqs: map[int]int64{}, last: map[int]event.ID{}}
 	_, err := w.pool.Exec(ctx, `with c as (insert into refold.category (name, slots, partitions, topic) values ('User', 4, 2, 'refold.user') returning id)
@@ -68,7 +70,7 @@ func setup(t *testing.T) *world {
 	w.registry = registry.New(w.pool)
 	w.schemaID, err = w.registry.Register(ctx, "refold.user-refold.user.UserCreated", w.typ.Newest())
 	require.NoError(t, err)
-	definitions, err := projection.ParseDefinitions("logins.yaml", []byte(definition))
+	definitions, err := projection.ParseDefinitions("p.yaml", []byte(definition))
 	require.NoError(t, err)
 	feeds, err := engine.Setup(ctx, w.pool, contracts, definitions, nil)
 	require.NoError(t, err)
