@@ -21,7 +21,8 @@ import (
 type ProjectorCommand struct {
 	Admin `embed:"" set:"admin_port=9081" set:"drain_delay=0s"`
 
-	Names []string `arg:"" optional:"" help:"Projections to feed."`
+	Names     []string `arg:"" optional:"" help:"Projections to feed."`
+	MaxParked int      `help:"Most streams that a partition parks within a minute; beyond it the partition stops instead." default:"50"`
 }
 
 // Run feeds projections until it is told to stop.
@@ -34,12 +35,17 @@ func (c *ProjectorCommand) Run(ctx context.Context, s *Settings) error {
 	if err != nil {
 		return err
 	}
+	f.MaxParked = c.MaxParked
 	h.Add(f)
 	return h.Run(ctx)
 }
 
 // Feeding is the component that feeds projections from the topics.
 type Feeding struct {
+	// MaxParked is the most streams that a partition parks within a minute; 0 takes
+	// the engine's default.
+	MaxParked int
+
 	host        *Host
 	names       []string
 	contracts   *avro.Contracts
@@ -47,6 +53,7 @@ type Feeding struct {
 	broker      *broker
 	pool        *pgxpool.Pool
 	engine      *engine.Engine
+	deployment  *engine.Deployment
 }
 
 // NewFeeding reads contracts and definitions and returns the component, for all
@@ -76,13 +83,16 @@ func (f *Feeding) Start(ctx context.Context, h *Host) (err error) {
 		}
 		h.checkDatabase(f.pool)
 		h.Health.Check("kafka", f.broker.ping)
-		f.engine = engine.New(engine.Config{DatabaseURL: s.DatabaseURL, Kafka: f.broker.cfg, Prefix: s.Prefix, Owner: s.Owner()}, f.pool,
+		f.engine = engine.New(engine.Config{DatabaseURL: s.DatabaseURL, Kafka: f.broker.cfg, Prefix: s.Prefix, Owner: s.Owner(), MaxParked: f.MaxParked}, f.pool,
 			registry.New(f.pool), eventstore.NewReader(f.pool), h.Log, h.Registry)
 	}
 	if err := checkSchema(ctx, f.pool); err != nil {
 		return err
 	}
-	if _, err := engine.Setup(ctx, f.pool, f.contracts, f.definitions, f.names); err != nil {
+	if f.deployment, err = engine.NewDeployment(f.pool, f.contracts, f.definitions, f.names, h.Log); err != nil {
+		return err
+	}
+	if _, err := f.deployment.Feeds(ctx); err != nil {
 		return err
 	}
 	return f.broker.ping(ctx)
@@ -92,9 +102,7 @@ func (f *Feeding) Start(ctx context.Context, h *Host) (err error) {
 func (f *Feeding) Run(ctx context.Context) error {
 	defer f.pool.Close()
 	defer f.broker.close()
-	return f.engine.Follow(ctx, func(ctx context.Context) ([]engine.Feed, error) {
-		return engine.Setup(ctx, f.pool, f.contracts, f.definitions, f.names)
-	})
+	return f.engine.Follow(ctx, f.deployment.Feeds)
 }
 
 // QueryCommand is `projector serve`: it serves read models.
