@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
+	"golang.org/x/sync/semaphore"
 
 	"github.com/refoldhq/refold/pkg/avro"
 	"github.com/refoldhq/refold/pkg/event"
@@ -29,6 +30,9 @@ import (
 type Config struct {
 	// MaxBodyBytes bounds a body, decompressed, and a line of an import; 1 MiB.
 	MaxBodyBytes int
+	// MaxPendingBytes bounds what large bodies that are being read or carried out
+	// take in all; 64 MiB.
+	MaxPendingBytes int
 	// ReadTimeout bounds reading a body, or the silence of an import; 15 s.
 	ReadTimeout time.Duration
 }
@@ -49,6 +53,7 @@ type API struct {
 	cfg    Config
 	deps   Deps
 	reader *eventstore.Reader
+	room   *semaphore.Weighted // bytes of large bodies
 	// described is the OpenAPI document with the operations of aggregates.
 	described atomic.Pointer[[]byte]
 }
@@ -58,10 +63,13 @@ func New(cfg Config, deps Deps) *API {
 	if cfg.MaxBodyBytes == 0 {
 		cfg.MaxBodyBytes = 1 << 20
 	}
+	if cfg.MaxPendingBytes == 0 {
+		cfg.MaxPendingBytes = 64 << 20
+	}
 	if cfg.ReadTimeout == 0 {
 		cfg.ReadTimeout = 15 * time.Second
 	}
-	return &API{cfg: cfg, deps: deps, reader: eventstore.NewReader(deps.Pool)}
+	return &API{cfg: cfg, deps: deps, reader: eventstore.NewReader(deps.Pool), room: semaphore.NewWeighted(int64(cfg.MaxPendingBytes))}
 }
 
 // Register adds the API's routes to mux.

@@ -1,7 +1,7 @@
 package api
 
 import (
-	"compress/gzip"
+	"context"
 	"crypto/sha256"
 	"errors"
 	"io"
@@ -10,6 +10,7 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/refoldhq/refold/pkg/avro"
 	"github.com/refoldhq/refold/pkg/event"
@@ -29,10 +30,11 @@ func (a *API) appendToStream(w http.ResponseWriter, r *http.Request) error {
 	if err := jsonBody(r); err != nil {
 		return err
 	}
-	body, err := a.body(w, r)
+	body, release, err := a.body(w, r)
 	if err != nil {
 		return err
 	}
+	defer release()
 	p := parser{api: a, r: strictjson.NewReader(body)}
 	one := eventstore.Append{Category: category.Name, Stream: id}
 	if err := p.single(&one); err != nil {
@@ -62,10 +64,11 @@ func (a *API) appendToMany(w http.ResponseWriter, r *http.Request) error {
 	if err := jsonBody(r); err != nil {
 		return err
 	}
-	body, err := a.body(w, r)
+	body, release, err := a.body(w, r)
 	if err != nil {
 		return err
 	}
+	defer release()
 	req, err := a.parseMany(body, false)
 	if err != nil {
 		return err
@@ -117,39 +120,59 @@ func jsonBody(r *http.Request) error {
 	return nil
 }
 
-// body reads the body, decompressed, up to its limit.
-func (a *API) body(w http.ResponseWriter, r *http.Request) ([]byte, error) {
-	limit := int64(a.cfg.MaxBodyBytes)
-	var in io.Reader = http.MaxBytesReader(w, r.Body, limit)
-	switch encoding := strings.ToLower(r.Header.Get("Content-Encoding")); encoding {
-	case "", "identity":
-	case "gzip":
-		z, err := gzip.NewReader(in)
+// body reads the body, decompressed, up to its limit. What large bodies take in
+// all is bounded: one that finds no room within a second is refused. They are read
+// in growing steps, so that a client takes only as much room as it has sent. The
+// caller calls release when the body is needed no longer.
+func (a *API) body(w http.ResponseWriter, r *http.Request) (body []byte, release func(), err error) {
+	taken := int64(0)
+	free := func() { a.room.Release(taken) }
+	defer func() {
 		if err != nil {
-			return nil, problem.BadRequest("the body is not gzip")
+			free()
 		}
-		in = z
-	default:
-		return nil, problem.New(http.StatusUnsupportedMediaType, "unsupported-media-type", "The body's encoding is not supported", "want gzip or none")
+	}()
+	limit := int64(a.cfg.MaxBodyBytes)
+	in, err := decoded(strings.ToLower(r.Header.Get("Content-Encoding")), http.MaxBytesReader(w, r.Body, limit))
+	if err != nil {
+		return nil, nil, err
 	}
-	size := min(max(r.ContentLength, 512), limit) + 1
-	buf := make([]byte, 0, size)
+	buf := make([]byte, 0, min(max(r.ContentLength, 512), freeBody, limit)+1)
 	for {
 		n, err := in.Read(buf[len(buf):cap(buf)])
 		buf = buf[:len(buf)+n]
 		var tooLarge *http.MaxBytesError
 		switch {
 		case int64(len(buf)) > limit || errors.As(err, &tooLarge):
-			return nil, problem.New(http.StatusRequestEntityTooLarge, "too-large", "The body is too large", "at most "+strconv.Itoa(a.cfg.MaxBodyBytes)+" bytes")
+			return nil, nil, problem.New(http.StatusRequestEntityTooLarge, "too-large", "The body is too large", "at most "+strconv.Itoa(a.cfg.MaxBodyBytes)+" bytes")
 		case errors.Is(err, io.EOF):
-			return buf, nil
+			return buf, free, nil
 		case err != nil:
-			return nil, problem.BadRequest("the body could not be read")
+			return nil, nil, problem.BadRequest("the body could not be read")
 		}
-		if len(buf) == cap(buf) {
-			buf = append(buf, 0)[:len(buf)]
+		if len(buf) < cap(buf) {
+			continue
 		}
+		more := min(int64(cap(buf)), limit+1-int64(cap(buf)))
+		if err := a.takeRoom(r.Context(), more); err != nil {
+			return nil, nil, err
+		}
+		taken += more
+		buf = append(make([]byte, 0, int64(cap(buf))+more), buf...)
 	}
+}
+
+// freeBody is how much of a body is read without asking for room: about what a
+// connection takes anyway.
+const freeBody = 16 << 10
+
+func (a *API) takeRoom(ctx context.Context, n int64) error {
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	if a.room.Acquire(ctx, n) != nil {
+		return problem.New(http.StatusServiceUnavailable, "unavailable", "Too many large requests are under way", "nothing has happened; try again")
+	}
+	return nil
 }
 
 // ifMatch reads the other way to say the expected version.

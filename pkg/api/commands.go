@@ -130,9 +130,12 @@ func (a *aggregates) postCommand(w http.ResponseWriter, r *http.Request) error {
 		if err := jsonBody(r); err != nil {
 			return err
 		}
-		if body, err = a.body(w, r); err != nil {
+		read, release, err := a.body(w, r)
+		if err != nil {
 			return err
 		}
+		defer release()
+		body = read
 	}
 	options, err := commandOptions(r, body)
 	if err != nil {

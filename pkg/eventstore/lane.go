@@ -120,6 +120,7 @@ func (l *lane) answer(w *work, err error) {
 	for _, p := range w.requests {
 		l.store.metrics.appended(p.err, time.Since(p.since))
 		l.store.room.Release(p.request.weight)
+		p.request = nil // an import keeps outcomes for longer than what was appended
 		close(p.done)
 	}
 }

@@ -203,7 +203,8 @@ func (s *Store) waitForRoom(ctx context.Context, weight int64) error {
 
 // Pending is a request that was submitted.
 type Pending struct {
-	request *request
+	request *request // nil once it has its outcome
+	lane    int
 	since   time.Time
 	done    chan struct{}
 	result  *Result
@@ -211,7 +212,7 @@ type Pending struct {
 }
 
 func newPending(r *request) *Pending {
-	return &Pending{request: r, since: time.Now(), done: make(chan struct{})}
+	return &Pending{request: r, lane: r.lane, since: time.Now(), done: make(chan struct{})}
 }
 
 // Wait returns the outcome, or that it is unknown when ctx ends first.
@@ -229,7 +230,7 @@ func (p *Pending) Done() <-chan struct{} { return p.done }
 
 // Lane returns which lane works on the request. Requests of one lane take effect
 // in the order in which they were submitted.
-func (p *Pending) Lane() int { return p.request.lane }
+func (p *Pending) Lane() int { return p.lane }
 
 // Submit checks a request and queues it. It waits for room for as long as ctx
 // lasts, which is the back-pressure of imports.
