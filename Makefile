@@ -48,10 +48,12 @@ suites:
 	go test -p 1 $(TEST_FLAGS) ./test/... || status=1; \
 	exit $$status
 
-## check: format, vet, linters, import order
+## check: format, vet, linters, import order, contracts
 check: lint
 	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); if [ -n "$$unformatted" ]; then echo "not formatted by gofmt:"; echo "$$unformatted"; exit 1; fi
 	go vet ./...
+	go run ./writer lint --schemas schemas
+	go run ./writer lint --schemas test/githistory
 	go mod verify >/dev/null
 
 lint: $(LINT)

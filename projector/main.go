@@ -16,7 +16,6 @@ import (
 	"github.com/refoldhq/refold/pkg/postgres"
 	"github.com/refoldhq/refold/pkg/projection"
 	"github.com/refoldhq/refold/pkg/readmodel"
-	"github.com/refoldhq/refold/pkg/registry"
 	"github.com/refoldhq/refold/pkg/service"
 	"github.com/refoldhq/refold/schemas"
 )
@@ -66,7 +65,7 @@ func (r *verifyCommand) Run(ctx context.Context, settings *service.Settings) err
 		return fmt.Errorf("%w: %s", readmodel.ErrUnknownProjection, r.Name)
 	}
 	for _, f := range feeds {
-		report, err := engine.Verify(ctx, pool, registry.New(pool), f)
+		report, err := engine.Verify(ctx, pool, settings.Registry(pool), f)
 		if err != nil {
 			return err
 		}

@@ -20,7 +20,6 @@ import (
 	"github.com/refoldhq/refold/pkg/postgres"
 	"github.com/refoldhq/refold/pkg/readmodel"
 	"github.com/refoldhq/refold/pkg/rebuilder"
-	"github.com/refoldhq/refold/pkg/registry"
 	"github.com/refoldhq/refold/pkg/service"
 	"github.com/refoldhq/refold/schemas"
 )
@@ -64,7 +63,7 @@ func (c *cli) open(ctx context.Context, metrics prometheus.Registerer) (*rebuild
 		return nil, nil, err
 	}
 	return rebuilder.New(rebuilder.Config{DatabaseURL: c.DatabaseURL, Kafka: c.Brokers("rebuild"), Prefix: c.Prefix, Owner: c.Owner},
-		rebuilder.Deps{Pool: pool, Schemas: registry.New(pool), Contracts: contracts, Definitions: definitions, Logger: c.Logger(), Metrics: rebuilder.NewMetrics(metrics)}), pool, nil
+		rebuilder.Deps{Pool: pool, Schemas: c.Registry(pool), Contracts: contracts, Definitions: definitions, Logger: c.Logger(), Metrics: rebuilder.NewMetrics(metrics)}), pool, nil
 }
 
 // with runs f on a rebuilder and gives its error an exit code.

@@ -6,5 +6,5 @@ import "embed"
 
 // FS has the layout that avro.LoadContracts and projection.LoadDefinitions read.
 //
-//go:embed events projections
+//go:embed events projections golden
 var FS embed.FS

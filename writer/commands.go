@@ -96,19 +96,3 @@ func (v verification) print(form string) error {
 	}
 	return w.Flush()
 }
-
-type lintCommand struct{}
-
-// Run checks contracts without any server.
-func (c *lintCommand) Run(s *service.Settings) error {
-	contracts, err := s.Contracts()
-	if err != nil {
-		return err
-	}
-	types := 0
-	for _, category := range contracts.Categories() {
-		types += len(category.Types)
-	}
-	fmt.Printf("%d categories, %d event types: fine\n", len(contracts.Categories()), types)
-	return nil
-}

@@ -20,7 +20,8 @@ type cli struct {
 	Migrate migrateCommand        `cmd:"" help:"Bring the database's schema to the newest version."`
 	Verify  verifyCommand         `cmd:"" help:"Check that sequences and versions are dense and that topics hold exactly the log."`
 	Probe   probeCommand          `cmd:"" help:"Append an event through the API of an installation and read its row, as a client does."`
-	Lint    lintCommand           `cmd:"" help:"Check the contracts of a folder."`
+	Lint    service.LintCommand   `cmd:"" help:"Check the contracts of a folder, and with --history that they read what the log holds."`
+	Schema  service.SchemaCommand `cmd:"" help:"Make golden files and Go code from schemas, and schemas from Go code."`
 }
 
 func main() {

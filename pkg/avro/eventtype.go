@@ -86,7 +86,7 @@ func formerNames(name string, versions []*Schema) (names []string) {
 func (t *EventType) bind(u Upcaster) error {
 	switch {
 	case u.From < 1 || u.From >= len(t.Versions):
-		return fmt.Errorf("the upcaster of %s/%s from version %d: there are %d versions", t.Category, t.Name, u.From, len(t.Versions))
+		return fmt.Errorf("the upcaster of %s/%s from version %d: the newest version is %d", t.Category, t.Name, u.From, len(t.Versions))
 	case t.upcasts[u.From-1] != nil:
 		return fmt.Errorf("the upcaster of %s/%s from version %d: there are two", t.Category, t.Name, u.From)
 	}

@@ -10,7 +10,6 @@ import (
 	"github.com/refoldhq/refold/pkg/aggregate"
 	"github.com/refoldhq/refold/pkg/eventstore"
 	"github.com/refoldhq/refold/pkg/reaction"
-	"github.com/refoldhq/refold/pkg/registry"
 )
 
 // Reaction makes a consumer that runs commands when events arrive, once the
@@ -131,7 +130,7 @@ func VerifySnapshots(ctx context.Context, s *Settings, pool *pgxpool.Pool, types
 			}
 		}
 	}
-	runtime, err := aggregate.NewRuntime(aggregate.Config{}, aggregate.Deps{Store: store, Pool: pool, Schemas: registry.New(pool), Contracts: contracts,
+	runtime, err := aggregate.NewRuntime(aggregate.Config{}, aggregate.Deps{Store: store, Pool: pool, Schemas: s.Registry(pool), Contracts: contracts,
 		SchemaIDs: aggregate.LocalIDs(contracts), Logger: s.Logger()}, present...) // nothing is written, so no id of a schema is needed
 	if err != nil {
 		return 0, err

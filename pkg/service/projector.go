@@ -13,7 +13,6 @@ import (
 	"github.com/refoldhq/refold/pkg/projection"
 	"github.com/refoldhq/refold/pkg/query"
 	"github.com/refoldhq/refold/pkg/readmodel"
-	"github.com/refoldhq/refold/pkg/registry"
 )
 
 // ProjectorCommand is `projector run`: it feeds projections. A custom projector
@@ -84,7 +83,7 @@ func (f *Feeding) Start(ctx context.Context, h *Host) (err error) {
 		h.checkDatabase(f.pool)
 		h.Health.Check("kafka", f.broker.ping)
 		f.engine = engine.New(engine.Config{DatabaseURL: s.DatabaseURL, Kafka: f.broker.cfg, Prefix: s.Prefix, Owner: s.Owner(), MaxParked: f.MaxParked}, f.pool,
-			registry.New(f.pool), eventstore.NewReader(f.pool), h.Log, h.Registry)
+			h.Settings.Registry(f.pool), eventstore.NewReader(f.pool), h.Log, h.Registry)
 	}
 	if err := checkSchema(ctx, f.pool); err != nil {
 		return err
@@ -194,7 +193,7 @@ func (q *Queries) Start(ctx context.Context, h *Host) (err error) {
 	if q.reader, err = readmodel.NewReader(ctx, q.Config, q.pool, plans, q.watcher); err != nil {
 		return err
 	}
-	events, schemas := eventstore.NewReader(q.pool), registry.New(q.pool)
+	events, schemas := eventstore.NewReader(q.pool), h.Settings.Registry(q.pool)
 	q.feeds = readmodel.NewFeeds(q.reader, q.pool, events, schemas, h.Log)
 	query.New(query.Deps{Reader: q.reader, Catalogue: readmodel.NewCatalogue(q.pool), Plans: plans, Feeds: q.feeds,
 		Explainer: readmodel.NewExplainer(q.reader, q.feeds, events, schemas), Log: h.Log, Metrics: h.Registry}).Register(h.Mux)

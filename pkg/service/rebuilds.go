@@ -9,7 +9,6 @@ import (
 	"github.com/refoldhq/refold/pkg/avro"
 	"github.com/refoldhq/refold/pkg/projection"
 	"github.com/refoldhq/refold/pkg/rebuilder"
-	"github.com/refoldhq/refold/pkg/registry"
 )
 
 // Rebuilds is the component of versions over HTTP: it lists them, takes requests
@@ -54,7 +53,7 @@ func (c *Rebuilds) Start(ctx context.Context, h *Host) (err error) {
 			return err
 		}
 		c.rebuilder = rebuilder.New(rebuilder.Config{DatabaseURL: s.DatabaseURL, Kafka: s.Brokers("rebuild"), Prefix: s.Prefix},
-			rebuilder.Deps{Pool: c.pool, Schemas: registry.New(c.pool), Contracts: c.contracts, Definitions: c.definitions, Logger: h.Log, Metrics: rebuilder.NewMetrics(h.Registry)})
+			rebuilder.Deps{Pool: c.pool, Schemas: h.Settings.Registry(c.pool), Contracts: c.contracts, Definitions: c.definitions, Logger: h.Log, Metrics: rebuilder.NewMetrics(h.Registry)})
 	}
 	if err := checkSchema(ctx, c.pool); err != nil {
 		return err

@@ -10,11 +10,13 @@ import (
 	"time"
 
 	"github.com/alecthomas/kong"
+	"github.com/jackc/pgx/v5/pgxpool"
 	"golang.org/x/term"
 
 	"github.com/refoldhq/refold/pkg/avro"
 	"github.com/refoldhq/refold/pkg/kafka"
 	"github.com/refoldhq/refold/pkg/projection"
+	"github.com/refoldhq/refold/pkg/registry"
 )
 
 // Settings are what every program takes, under the same names on the command
@@ -141,6 +143,9 @@ func (s *Settings) Upcasters() (list []avro.Upcaster) {
 	}
 	return list
 }
+
+// Registry returns the schema registry.
+func (s *Settings) Registry(pool *pgxpool.Pool) *registry.Registry { return registry.New(pool) }
 
 // Definitions reads the projections' definitions.
 func (s *Settings) Definitions() ([]*projection.Definition, error) {

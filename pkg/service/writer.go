@@ -14,7 +14,6 @@ import (
 	"github.com/refoldhq/refold/pkg/eventstore"
 	"github.com/refoldhq/refold/pkg/kafka"
 	"github.com/refoldhq/refold/pkg/postgres"
-	"github.com/refoldhq/refold/pkg/registry"
 	"github.com/refoldhq/refold/pkg/relay"
 )
 
@@ -122,7 +121,7 @@ func (w *Writer) Start(ctx context.Context, h *Host) (err error) {
 		return err
 	}
 	topic := func(category string) string { return kafka.TopicName(h.Settings.Prefix, category) }
-	schemas := registry.New(w.pool)
+	schemas := h.Settings.Registry(w.pool)
 	ids, err := schemas.RegisterContracts(ctx, w.contracts, topic)
 	if err != nil {
 		return err

@@ -47,8 +47,8 @@ func TestThreeGenerationsOfAnEventInOneLog(t *testing.T) {
 
 	// Contracts that need upcasters, without them:
 	stack.Schemas = filepath.Join(platform.Root(), "test/e2e/ledger/contracts")
-	_, stderr, code := stack.Run("writer", "lint")
-	require.Equal(t, 1, code, stderr)
+	stdout, stderr, code := stack.Run("writer", "lint")
+	require.Equal(t, 1, code, stdout+stderr)
 	for _, part := range []string{"MoneyDeposited.v3.avsc", "version 2", "field first", "string", "upcaster from version 2 to 3"} {
 		require.Contains(t, stderr, part)
 	}
@@ -148,6 +148,23 @@ func TestThreeGenerationsOfAnEventInOneLog(t *testing.T) {
 	require.Equal(t, http.StatusUnprocessableEntity, a.Status)
 	require.Contains(t, string(a.Body), "MoneyDeposited")
 
+	stdout, stderr, code = stack.Run("writer", "lint", "--history", "--sample=0", "-o", "json")
+	require.Zero(t, code, stdout+stderr)
+	var lint struct {
+		History []struct {
+			Type                          string
+			SchemaVersion, Events, Failed int
+		}
+	}
+	require.NoError(t, json.Unmarshal([]byte(stdout), &lint))
+	require.Equal(t, "[{Deposited 1 10 0} {Deposited 2 10 0} {MoneyDeposited 3 20 0} {Thanked 1 40 0}]", fmt.Sprint(lint.History))
+	old := platform.New(t, stack.DatabaseURL, stack.Brokers) // refold's own programs, with contracts that lack what the log holds
+	old.Schemas = generation(t, "Deposited.v1", "Thanked.v1")
+	stdout, stderr, code = old.Run("writer", "lint", "--history")
+	require.Equal(t, 1, code, stdout+stderr)
+	require.Contains(t, stderr, "20 events of the log cannot be read")
+	require.Regexp(t, `Wallet +MoneyDeposited +other +20 +20 +Wallet/\d+/\d+ the contracts have no event type MoneyDeposited`, stdout)
+
 	now := values(t, stack)
 	for id, value := range stored {
 		require.Equal(t, value, now[id], "stored bytes are never rewritten")
@@ -186,8 +203,8 @@ func appendDeposits(t *testing.T, stack *platform.Stack, deposits []deposit, eve
 func useLedger(t *testing.T, stack *platform.Stack) {
 	t.Helper()
 	dir := t.TempDir()
-	for _, program := range []string{"writer", "projector"} {
-		build := exec.Command("go", "build", "-o", filepath.Join(dir, program), "./test/e2e/ledger/"+program)
+	for program, source := range map[string]string{"writer": "writing", "projector": "projecting"} {
+		build := exec.Command("go", "build", "-o", filepath.Join(dir, program), "./test/e2e/ledger/"+source)
 		build.Dir = platform.Root()
 		out, err := build.CombinedOutput()
 		require.NoError(t, err, string(out))

@@ -1,4 +1,4 @@
-// Projector feeds, serves and rebuilds the ledger's read models.
+// Projecting feeds, serves and rebuilds the ledger's read models.
 package main
 
 import (

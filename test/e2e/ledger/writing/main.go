@@ -1,4 +1,4 @@
-// Writer is the ledger's write side.
+// Writing is the ledger's write side.
 package main
 
 import (
@@ -10,6 +10,7 @@ import (
 type cli struct {
 	service.Settings
 	Serve service.WriterCommand `cmd:"" help:"Serve the wallets."`
+	Lint  service.LintCommand   `cmd:"" help:"Check the contracts, and with --history that they read what the log holds."`
 }
 
 func main() {
