@@ -22,6 +22,7 @@ type Batch struct {
 	first, last int64 // timestamps in ms: of the first record, and the greatest
 	time        clock
 	recorded    clock
+	packed      bytes.Buffer // the records, compressed
 }
 
 // batchHeader is the length of what stands before the records.
@@ -157,7 +158,8 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 func (b *Batch) Encode(dst []byte, by Producer, compressor kgo.Compressor) []byte {
 	records, codec := b.records, kgo.CodecNone
 	if compressor != nil {
-		records, codec = compressor.Compress(new(bytes.Buffer), b.records)
+		b.packed.Reset()
+		records, codec = compressor.Compress(&b.packed, b.records)
 	}
 	start := len(dst)
 	dst = binary.BigEndian.AppendUint64(dst, 0)                                   // base offset

@@ -33,6 +33,9 @@ var settings = map[string]string{
 type Topic struct {
 	ID         [16]byte
 	Partitions int
+	// Created tells that this call made it; it is empty, and some brokers may not
+	// know it yet.
+	Created bool
 	// Warnings say which settings differ; they break rebuilds from offset zero.
 	Warnings []string
 }
@@ -57,7 +60,7 @@ func EnsureTopic(ctx context.Context, admin *kadm.Client, name string, partition
 	if err == nil {
 		err = created.Err
 	}
-	topic := Topic{ID: created.ID, Partitions: partitions}
+	topic := Topic{ID: created.ID, Partitions: partitions, Created: err == nil}
 	switch {
 	case err == nil:
 	case errors.Is(err, kerr.TopicAlreadyExists): // one that was just made may not be known to every broker yet

@@ -1,13 +1,8 @@
 package relay
 
 import (
-	"context"
-	"crypto/rand"
-	"errors"
 	"fmt"
-	"slices"
-
-	"github.com/jackc/pgx/v5"
+	"time"
 
 	"github.com/refoldhq/refold/pkg/event"
 	"github.com/refoldhq/refold/pkg/kafka"
@@ -16,31 +11,67 @@ import (
 type key struct {
 	category   int16
 	generation int
-	partition  int
+	number     int
 }
+
+// phase is what a partition of ours is doing.
+type phase int
+
+const (
+	settling  phase = iota // its topic is being looked at
+	comparing              // records of the topic are compared with the table
+	flowing                // events are sent
+	alarmed                // nothing is sent until the cause is gone; looked at again at each renewal
+)
 
 // partition is a topic partition that this session owns.
 type partition struct {
 	key
-	number       int
-	name         string // of the category
-	topic        string
-	slotCount    int
-	partitions   int
-	fence        int64
-	nonce        [16]byte
-	slots        []int16
-	sent         []place // by slot: the last event handed to the producer
-	acked        []place // by slot: the last event of the unbroken run of acknowledgements
-	end          int64   // offset up to which every record is known
-	compared     int64   // as the cursor row has it
-	foreign      int64   // counted and not yet written
-	dirty        bool    // acked or end moved since the cursor was written
-	pending      int     // records in flight
-	failed       bool    // a record failed: wait for the rest, then begin again at the cursor
-	stopped      bool    // a divergence or another topic: nothing is sent
-	topicID      [16]byte
-	knownTopicID bool
+	name       string // of the category
+	topic      string
+	slotCount  int
+	partitions int
+	fence      int64
+	nonce      [16]byte
+	topicID    [16]byte
+	knownTopic bool // topicID is the one that the cursor speaks of
+	slots      []slot
+
+	phase    phase
+	alarm    string // why, while alarmed
+	noted    string // as the partition's row has it
+	trouble  string // what keeps a batch from being sent; "" when nothing does
+	troubled time.Time
+	leaving  bool // to be given back
+	dirty    bool // places, end or foreign moved since the cursor was written
+
+	producer  kafka.Producer
+	staged    *batch // being filled
+	flying    *batch // sent, without a verdict yet
+	asked     bool   // a request for flying is under way
+	retryAt   time.Time
+	resets    int64     // how often what was read was thrown away
+	limit     int       // records in a batch
+	cramped   time.Time // when a batch was refused last
+	eventSize int       // of a record of the last batch, on average
+	probe     int       // the one slot to be read, whose refused record is tried again; -1 for none
+
+	end     int64 // offset up to which every record is known
+	target  int64 // while comparing: the offset to reach
+	resume  int64 // what end becomes once target is reached
+	foreign int64 // counted and not yet written
+}
+
+// slot is how far a slot has come.
+type slot struct {
+	number int
+	kept   place // as the cursor row has it
+	acked  place // the last event that the topic is known to hold
+	sent   place // the last event read into a batch
+	look   bool  // there may be events behind sent
+	stop   *stop // nil while it flows
+	// released tells that a stop is over and still stored.
+	released bool
 }
 
 // place is an event of a slot; the zero value stands before the first.
@@ -49,194 +80,113 @@ type place struct {
 	id  event.ID
 }
 
-func (p *partition) index(slot int) int { return slices.Index(p.slots, int16(slot)) }
+// maxRecords bounds a batch; it is no limit at the usual sizes of events.
+const maxRecords = 10_000
+
+// index returns where a slot of this partition stands in slots.
+func (p *partition) index(slot int) int { return slot / p.partitions }
 
 func (p *partition) String() string { return fmt.Sprintf("%s/%d", p.topic, p.number) }
 
-const (
-	ensureSQL = `insert into refold.relay_partition (category, generation, partition, slots, seqs, ids)
-		select c.id, c.generation, p, array_agg(s::smallint order by s), array_agg(0::bigint), array_agg('00000000-0000-0000-0000-000000000000'::uuid)
-		from refold.category c, generate_series(0, c.partitions - 1) p, generate_series(p, c.slots - 1, c.partitions) s
-		where not exists (select from refold.relay_partition r where r.category = c.id and r.generation = c.generation)
-		group by c.id, c.generation, p on conflict do nothing`
-	memberSQL = `insert into refold.relay_member (owner, expires) values ($1, clock_timestamp() + $2::interval)
-		on conflict (owner) do update set expires = excluded.expires`
-	shareSQL = `select (select count(*) from refold.relay_member where expires > clock_timestamp()),
-		(select count(*) from refold.relay_partition)`
-	renewSQL = `update refold.relay_partition set expires = clock_timestamp() + $6::interval
-		where category = $1 and generation = $2 and partition = $3 and fence = $4 and nonce = $5`
-	takeSQL = `update refold.relay_partition r set owner = $1, fence = fence + 1, nonce = $2, expires = clock_timestamp() + $3::interval
-		from refold.category c
-		where c.id = r.category and (r.category, r.generation, r.partition) in (
-			select category, generation, partition from refold.relay_partition
-			where expires <= clock_timestamp() order by expires, category, partition limit $4 for update skip locked)
-		returning r.category, r.generation, r.partition, c.name, c.topic, c.slots, c.partitions, r.fence, r.slots, r.seqs, r.ids, r.compared, r.topic_id`
-)
-
-// share renews the leases, takes over what nobody owns, up to a fair share, and
-// gives back what is beyond it.
-func (r *Relay) share(ctx context.Context) error {
-	lease := r.cfg.Lease.String()
-	if _, err := r.conn.Exec(ctx, ensureSQL); err != nil {
-		return fmt.Errorf("making the partitions' rows: %w", err)
+// reset throws away what was read and not sent, and begins again behind what the
+// topic holds.
+func (s *session) reset(p *partition) {
+	s.recycle(p.staged)
+	p.staged = nil
+	p.resets++
+	for i := range p.slots {
+		p.slots[i].sent, p.slots[i].look = p.slots[i].acked, true
 	}
-	if _, err := r.conn.Exec(ctx, memberSQL, r.cfg.Owner, lease); err != nil {
-		return fmt.Errorf("renewing the membership: %w", err)
-	}
-	var members, partitions int
-	if err := r.conn.QueryRow(ctx, shareSQL).Scan(&members, &partitions); err != nil {
-		return fmt.Errorf("counting members: %w", err)
-	}
-	for k, p := range r.owned {
-		tag, err := r.conn.Exec(ctx, renewSQL, p.category, p.generation, p.number, p.fence, p.nonce, lease)
-		if err != nil {
-			return fmt.Errorf("renewing the lease of %s: %w", p, err)
-		}
-		if tag.RowsAffected() != 1 {
-			r.drop(k, "its lease was taken over")
-		}
-	}
-	fair := (partitions + max(1, members) - 1) / max(1, members)
-	if err := r.giveBack(ctx, fair); err != nil {
-		return err
-	}
-	if err := r.take(ctx, fair-len(r.owned), lease); err != nil {
-		return err
-	}
-	if err := r.lookAtEnds(ctx); err != nil {
-		return err
-	}
-	return r.measure(ctx)
 }
 
-// drop forgets a partition; acknowledgements that still come for it are ignored.
-func (r *Relay) drop(k key, why string) {
-	r.log.Warn("relay lost a partition", "topic", r.owned[k].topic, "partition", k.partition, "err", why)
-	r.metrics.fenced.Inc()
-	r.inFlight -= r.owned[k].pending
-	delete(r.owned, k)
+// settle has the partition's topic looked at anew: what is in flight is given up,
+// and what became of it is found by comparing.
+func (s *session) settle(p *partition, at time.Time) {
+	s.abandon(p)
+	s.reset(p)
+	s.leaveTail(p)
+	p.phase, p.retryAt = settling, at
 }
 
-// giveBack releases partitions beyond the fair share, once they are quiet.
-func (r *Relay) giveBack(ctx context.Context, fair int) error {
-	for k, p := range r.owned {
-		if len(r.owned) <= fair {
-			return nil
-		}
-		if p.pending > 0 || p.dirty {
-			continue
-		}
-		if _, err := r.conn.Exec(ctx, `update refold.relay_partition set expires = '-infinity', owner = null
-			where category = $1 and generation = $2 and partition = $3 and fence = $4 and nonce = $5`, p.category, p.generation, p.number, p.fence, p.nonce); err != nil {
-			return fmt.Errorf("giving back %s: %w", p, err)
-		}
-		delete(r.owned, k)
+// abandon gives up the batch in flight. A request that is under way may still read
+// it, so its memory is not used again.
+func (s *session) abandon(p *partition) {
+	if p.flying != nil && p.asked {
+		s.buffered -= p.flying.counted
+	} else {
+		s.recycle(p.flying)
 	}
-	return nil
+	p.flying, p.asked, p.trouble = nil, false, ""
 }
 
-// take takes over at most n partitions and compares their tails.
-func (r *Relay) take(ctx context.Context, n int, lease string) error {
-	if n <= 0 {
-		return nil
+// raise stops the partition and says why.
+func (s *session) raise(p *partition, why string) {
+	if p.alarm != why {
+		s.log.Error("relay stops a partition", "topic", p.topic, "partition", p.number, "err", why)
+		s.metrics.stopped.WithLabelValues(p.topic).Inc()
 	}
-	var nonce [16]byte
-	rand.Read(nonce[:]) // never fails, see crypto/rand
-	rows, err := r.conn.Query(ctx, takeSQL, r.cfg.Owner, nonce, lease, n)
-	if err != nil {
-		return fmt.Errorf("taking over partitions: %w", err)
-	}
-	taken, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (*partition, error) {
-		p := &partition{nonce: nonce}
-		var slots16, partitions16 int16
-		var seqs []int64
-		var ids [][16]byte
-		var topicID *[16]byte
-		err := row.Scan(&p.category, &p.generation, &p.number, &p.name, &p.topic, &slots16, &partitions16, &p.fence, &p.slots, &seqs, &ids, &p.compared, &topicID)
-		if err != nil {
-			return nil, err
-		}
-		p.partition, p.slotCount, p.partitions = p.number, int(slots16), int(partitions16)
-		for i := range seqs {
-			p.acked = append(p.acked, place{seqs[i], ids[i]})
-		}
-		if topicID != nil {
-			p.topicID, p.knownTopicID = *topicID, true
-		}
-		return p, nil
-	})
-	if err != nil {
-		return fmt.Errorf("taking over partitions: %w", err)
-	}
-	for _, p := range taken {
-		r.owned[p.key] = p
-	}
-	for _, p := range taken {
-		if err := r.takeOver(ctx, p); err != nil {
-			return err
-		}
-	}
-	return nil
+	s.abandon(p)
+	s.reset(p)
+	s.leaveTail(p)
+	p.phase, p.alarm, p.retryAt = alarmed, why, time.Time{}
 }
 
-// takeOver checks that the topic is the one that the cursor speaks of, and that
-// every record which was not compared yet is the event that it claims to be.
-// Events that a former owner has sent and not noted move the cursor.
-func (r *Relay) takeOver(ctx context.Context, p *partition) error {
-	topic, err := kafka.ReadTopic(ctx, r.admin, p.topic)
-	if id, ours := r.created[p.topic]; ours && err != nil {
-		topic, err = kafka.Topic{ID: id, Partitions: p.partitions}, nil
-	}
-	switch {
-	case errors.Is(err, kafka.ErrNoTopic) && p.knownTopicID:
-		return r.alarm(ctx, p, "the topic is gone; its events are in the event table, and nothing is relayed until it is restored")
-	case errors.Is(err, kafka.ErrNoTopic):
-		topic, err = kafka.EnsureTopic(ctx, r.admin, p.topic, p.partitions)
-		r.created[p.topic] = topic.ID
-	}
-	if err != nil {
-		return err
-	}
-	if p.knownTopicID && topic.ID != p.topicID {
-		return r.alarm(ctx, p, fmt.Sprintf("the topic was recreated: its id is %x, the cursor speaks of %x", topic.ID, p.topicID))
-	}
-	if !p.knownTopicID {
-		if _, err := r.conn.Exec(ctx, `update refold.relay_partition set topic_id = $6
-			where category = $1 and generation = $2 and partition = $3 and fence = $4 and nonce = $5`, p.category, p.generation, p.number, p.fence, p.nonce, topic.ID); err != nil {
-			return fmt.Errorf("noting the id of %s: %w", p.topic, err)
-		}
-		p.topicID, p.knownTopicID = topic.ID, true
-	}
-	p.end = p.compared
-	end := int64(0)
-	if _, fresh := r.created[p.topic]; !fresh || p.compared > 0 { // one that we just made is not known to every broker yet, and was empty
-		if end, err = r.endOffset(ctx, p); err != nil {
-			return err
-		}
-	}
-	if p.compared > end {
-		return r.alarm(ctx, p, fmt.Sprintf("the partition ends at offset %d and was compared up to %d: records were lost", end, p.compared))
-	}
-	if r.faults.noCompare {
-		p.end = end
-	} else if err := r.compareTo(ctx, p, end); err != nil {
-		return err
-	}
-	p.sent = slices.Clone(p.acked)
-	if !p.stopped {
-		_, err = r.conn.Exec(ctx, `update refold.relay_partition set alarm = null where category = $1 and generation = $2 and partition = $3 and fence = $4 and nonce = $5 and alarm is not null`,
-			p.category, p.generation, p.number, p.fence, p.nonce)
-	}
-	return err
+// batch is what is read and goes to the broker as one.
+type batch struct {
+	kafka.Batch
+	encoded []byte
+	last    []place    // by slot: its last event in the batch
+	oldest  event.Time // recorded time of its first event
+	counted int        // of the bytes in session.buffered
 }
 
-// alarm stops a partition and says why, in the log, in the database and in the
-// metrics. It stays with its owner, so that nobody else starts over.
-func (r *Relay) alarm(ctx context.Context, p *partition, why string) error {
-	p.stopped = true
-	r.log.Error("relay stops a partition", "topic", p.topic, "partition", p.number, "err", why)
-	r.metrics.stopped.WithLabelValues(p.topic).Inc()
-	_, err := r.conn.Exec(ctx, `update refold.relay_partition set alarm = $6
-		where category = $1 and generation = $2 and partition = $3 and fence = $4 and nonce = $5`, p.category, p.generation, p.number, p.fence, p.nonce, why)
-	return err
+func (s *session) newBatch(p *partition) *batch {
+	b := &batch{}
+	if n := len(s.free); n > 0 {
+		b, s.free = s.free[n-1], s.free[:n-1]
+	}
+	b.Reset()
+	b.encoded, b.counted = b.encoded[:0], 0
+	if cap(b.last) < len(p.slots) {
+		b.last = make([]place, len(p.slots))
+	}
+	b.last = b.last[:len(p.slots)]
+	clear(b.last)
+	return b
+}
+
+// maxFree bounds the batches that are kept for use again.
+const maxFree = 32
+
+func (s *session) recycle(b *batch) {
+	if b == nil {
+		return
+	}
+	s.buffered -= b.counted
+	if len(s.free) < maxFree && b.Size() <= 2*s.cfg.BatchBytes {
+		s.free = append(s.free, b)
+	}
+}
+
+// add reads an event into the partition's batch.
+func (s *session) add(p *partition, e *event.Event) {
+	if p.staged == nil {
+		p.staged = s.newBatch(p)
+		p.staged.oldest = e.Recorded
+	}
+	b := p.staged
+	b.Add(e)
+	s.buffered += b.Size() - b.counted
+	b.counted = b.Size()
+	at := &p.slots[p.index(e.Slot)]
+	at.sent = place{e.Seq, e.ID}
+	b.last[p.index(e.Slot)] = at.sent
+	if s.faults.cursorEarly {
+		at.acked, p.dirty = at.sent, true
+	}
+}
+
+// room tells whether the partition's batch takes more.
+func (s *session) room(p *partition) bool {
+	return p.staged == nil || p.staged.Len() < p.limit && p.staged.Size() < s.cfg.BatchBytes && s.buffered < s.cfg.BufferBytes
 }

@@ -216,7 +216,7 @@ func NewRelay(h *Host, beside *Writer) *Relay {
 	r := &Relay{broker: &broker{cfg: brokers}, beside: beside != nil,
 		relay: relay.New(relay.Config{DatabaseURL: h.Settings.DatabaseURL, Kafka: brokers}, h.Log, h.Registry)}
 	if beside != nil {
-		beside.store.OnCommit(func(string, []int) { r.relay.Wake() })
+		beside.store.OnCommit(r.relay.Committed)
 	}
 	return r
 }
