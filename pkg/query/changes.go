@@ -7,13 +7,11 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"net/url"
 	"strconv"
 	"sync"
 	"time"
 
 	"github.com/refoldhq/refold/pkg/avro"
-	"github.com/refoldhq/refold/pkg/problem"
 	"github.com/refoldhq/refold/pkg/readmodel"
 )
 
@@ -24,9 +22,9 @@ import (
 // connection and nothing else: no goroutine, no buffer. Where a connection cannot
 // be taken over (HTTP/2) it is served by the handler.
 func (a *API) changes(w http.ResponseWriter, r *http.Request) error {
-	values, err := url.ParseQuery(r.URL.RawQuery)
+	values, err := parameters(r)
 	if err != nil {
-		return problem.BadRequest("the query string is malformed")
+		return err
 	}
 	l, err := parseList(values)
 	if err != nil {

@@ -4,12 +4,10 @@ import (
 	"bufio"
 	"encoding/json"
 	"net/http"
-	"net/url"
 	"strconv"
 	"time"
 
 	"github.com/refoldhq/refold/pkg/avro"
-	"github.com/refoldhq/refold/pkg/problem"
 	"github.com/refoldhq/refold/pkg/readmodel"
 )
 
@@ -20,9 +18,9 @@ const ndjsonMedia = "application/x-ndjson"
 // {"rows": n, "token", "changes"}, tells that nothing is missing, and the id from
 // which the change feed goes on without a gap.
 func (a *API) export(w http.ResponseWriter, r *http.Request) error {
-	values, err := url.ParseQuery(r.URL.RawQuery)
+	values, err := parameters(r)
 	if err != nil {
-		return problem.BadRequest("the query string is malformed")
+		return err
 	}
 	f, err := fresh(r)
 	if err != nil {
@@ -39,14 +37,8 @@ func (a *API) export(w http.ResponseWriter, r *http.Request) error {
 	}
 	e := &exporting{w: w, out: bufio.NewWriterSize(w, 32<<10), fields: l.fields, control: http.NewResponseController(w)}
 	begin := func(from readmodel.Answer) error {
-		if l.fields != nil {
-			plan, err := a.plans.Plan(from.Version)
-			if err != nil {
-				return err
-			}
-			if err := checkSelected(plan, l.fields); err != nil {
-				return err
-			}
+		if err := l.fields.check(a.plans, from.Version); err != nil {
+			return err
 		}
 		e.begin(from)
 		return nil
@@ -67,7 +59,7 @@ type exporting struct {
 	w       http.ResponseWriter
 	out     *bufio.Writer
 	control *http.ResponseController
-	fields  []string
+	fields  selection
 	from    readmodel.Answer
 	begun   bool
 	rows    int
@@ -87,7 +79,7 @@ func (e *exporting) row(key string, data []byte) error {
 	}
 	e.rows++
 	e.line = avro.AppendQuoted(append(e.line[:0], `{"key":`...), []byte(key))
-	e.line = appendRow(append(e.line, `,"row":`...), data, key, e.fields)
+	e.line = e.fields.appendRow(append(e.line, `,"row":`...), data, key)
 	e.line = append(e.line, "}\n"...)
 	_, err := e.out.Write(e.line)
 	return err
@@ -104,6 +96,9 @@ func (e *exporting) end() error {
 
 // explain is GET /v1/read-models/{name}/{key}/explain.
 func (a *API) explain(w http.ResponseWriter, r *http.Request) error {
+	if err := noParameters(r); err != nil {
+		return err
+	}
 	f, err := fresh(r)
 	if err != nil {
 		return err

@@ -1,6 +1,7 @@
 package query_test
 
 import (
+	"fmt"
 	"net/http"
 	"testing"
 
@@ -59,4 +60,33 @@ func TestATokenIsWaitedForOrRefused(t *testing.T) {
 	for header, bad := range map[string]string{"Refold-Token": "nonsense", "Refold-Wait": "31s", "Refold-Max-Staleness": "-1s"} {
 		require.Equal(t, http.StatusBadRequest, r.get("/v1/read-models/items/a", header, bad).status, header)
 	}
+}
+
+func TestWhatAReadDoesNotTakeIsRefusedWithItsPlace(t *testing.T) {
+	w := setup(t)
+	r := w.replica()
+	w.set("a/b", row(`{"n": 1, "name": "x"}`))
+	a := r.get(items + "/a%2Fb?select=name,key,ok")
+	require.Equal(t, http.StatusOK, a.status, a.body)
+	require.Equal(t, `{"name":"x","key":"a/b","ok":null}`, a.body)
+	require.NotEqual(t, a.header.Get("Etag"), r.get(items+"/a%2Fb").header.Get("Etag"))
+	for path, pointer := range map[string]string{
+		"/a%2Fb?nothing=eq.1":      "/nothing",
+		"/a%2Fb?n=eq.1":            "/n",
+		"/a%2Fb?limit=1":           "/limit",
+		"/a%2Fb?select=nothing":    "/select",
+		"/a%2Fb?select=n&select=n": "/select",
+		"/a%2Fb?select=":           "/select",
+		"/a%2Fb/explain?select=n":  "/select",
+		"/changes?select=n":        "/select",
+		"/changes?nothing=eq.1":    "/nothing",
+		"/export?limit=1":          "/limit",
+		"/missing?a~b=1":           "/a~0b",
+	} {
+		a := r.get(items + path)
+		require.Equal(t, http.StatusBadRequest, a.status, "%s: %s", path, a.body)
+		require.Contains(t, a.body, fmt.Sprintf(`"pointer":%q`, pointer), path)
+	}
+	require.Equal(t, http.StatusBadRequest, r.get("/v1/read-models?name=items").status)
+	require.Equal(t, http.StatusBadRequest, r.get(items+"/a%2Fb?%zz").status)
 }

@@ -1,27 +1,24 @@
 package query
 
 import (
-	"encoding/json"
 	"errors"
 	"io"
 	"mime"
 	"net/http"
 	"net/url"
-	"slices"
 	"strconv"
 
 	"github.com/refoldhq/refold/pkg/avro"
 	"github.com/refoldhq/refold/pkg/problem"
-	"github.com/refoldhq/refold/pkg/projection"
 	"github.com/refoldhq/refold/pkg/readmodel"
 	"github.com/refoldhq/refold/pkg/strictjson"
 )
 
 // list is GET /v1/read-models/{name}.
 func (a *API) list(w http.ResponseWriter, r *http.Request) error {
-	values, err := url.ParseQuery(r.URL.RawQuery)
+	values, err := parameters(r)
 	if err != nil {
-		return problem.BadRequest("the query string is malformed")
+		return err
 	}
 	return a.answerList(w, r, values)
 }
@@ -54,35 +51,20 @@ func (a *API) answerList(w http.ResponseWriter, r *http.Request, values url.Valu
 	if err != nil {
 		return err
 	}
-	if l.fields != nil {
-		plan, err := a.plans.Plan(from.Version)
-		if err != nil {
-			return err
-		}
-		if err := checkSelected(plan, l.fields); err != nil {
-			return err
-		}
+	if err := l.fields.check(a.plans, from.Version); err != nil {
+		return err
 	}
 	return respond(w, r, from, renderPage(page, l.fields))
 }
 
-func checkSelected(plan *projection.Plan, fields []string) error {
-	for _, name := range fields {
-		if name != "key" && !slices.ContainsFunc(plan.Fields(), func(f projection.Field) bool { return f.Name == name }) {
-			return bad("select", "the read model has no field "+strconv.Quote(name))
-		}
-	}
-	return nil
-}
-
-func renderPage(page *readmodel.Page, fields []string) []byte {
+func renderPage(page *readmodel.Page, fields selection) []byte {
 	b := make([]byte, 0, 64+len(page.Rows)*200)
 	b = append(b, `{"rows":[`...)
 	for i, row := range page.Rows {
 		if i > 0 {
 			b = append(b, ',')
 		}
-		b = appendRow(b, row, page.Keys[i], fields)
+		b = fields.appendRow(b, row, page.Keys[i])
 	}
 	b = append(b, `],"next":`...)
 	if page.Next == "" {
@@ -92,33 +74,6 @@ func renderPage(page *readmodel.Page, fields []string) []byte {
 	}
 	if page.Count != nil {
 		b = strconv.AppendInt(append(b, `,"count":`...), *page.Count, 10)
-	}
-	return append(b, '}')
-}
-
-// appendRow appends a row with the given fields; as it is for nil.
-func appendRow(b []byte, row json.RawMessage, key string, fields []string) []byte {
-	if fields == nil {
-		return append(b, row...)
-	}
-	var members map[string]json.RawMessage
-	if json.Unmarshal(row, &members) != nil {
-		return append(b, row...) // what the database gave is JSON
-	}
-	b = append(b, '{')
-	for i, name := range fields {
-		if i > 0 {
-			b = append(b, ',')
-		}
-		b = append(avro.AppendQuoted(b, []byte(name)), ':')
-		switch {
-		case name == "key":
-			b = avro.AppendQuoted(b, []byte(key))
-		case members[name] == nil: // a field that the row was written before
-			b = append(b, "null"...)
-		default:
-			b = append(b, members[name]...)
-		}
 	}
 	return append(b, '}')
 }

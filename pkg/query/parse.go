@@ -1,23 +1,66 @@
 package query
 
 import (
+	"net/http"
 	"net/url"
 	"slices"
 	"strconv"
 	"strings"
 
+	"github.com/refoldhq/refold/pkg/problem"
 	"github.com/refoldhq/refold/pkg/readmodel"
 )
 
 // listRequest is a list query as a client wrote it.
 type listRequest struct {
 	query  readmodel.ListQuery
-	fields []string // that are selected; nil: all
+	fields selection
 }
 
 // bad returns the error of one parameter.
 func bad(parameter, reason string) error {
 	return &readmodel.QueryError{Parameter: parameter, Reason: reason}
+}
+
+// parameters reads those of the URL.
+func parameters(r *http.Request) (url.Values, error) {
+	values, err := url.ParseQuery(r.URL.RawQuery)
+	if err != nil {
+		return nil, problem.BadRequest("the query string is malformed")
+	}
+	return values, nil
+}
+
+// noParameters refuses a request that has any.
+func noParameters(r *http.Request) error {
+	if r.URL.RawQuery == "" {
+		return nil
+	}
+	values, err := parameters(r)
+	for name := range values {
+		return bad(name, "there are no parameters here")
+	}
+	return err
+}
+
+// parseGet reads the parameters of a read by key.
+func parseGet(r *http.Request) (fields selection, err error) {
+	if r.URL.RawQuery == "" {
+		return nil, nil
+	}
+	values, err := parameters(r)
+	for name, texts := range values {
+		switch {
+		case name != "select":
+			return nil, bad(name, "a read by key takes select only")
+		case len(texts) != 1:
+			return nil, bad(name, "stands more than once")
+		}
+		if fields, err = parseSelection(texts[0]); err != nil {
+			return nil, err
+		}
+	}
+	return fields, err
 }
 
 // parseList reads the parameters of a list. Names and values are judged later, by
@@ -65,12 +108,7 @@ func (l *listRequest) parseOption(name, value string) (err error) {
 		}
 		l.query.Count = count
 	case "select":
-		for field := range strings.SplitSeq(value, ",") {
-			if slices.Contains(l.fields, field) || len(l.fields) > 1000 {
-				return bad(name, "the field "+strconv.Quote(field)+" stands twice")
-			}
-			l.fields = append(l.fields, field)
-		}
+		l.fields, err = parseSelection(value)
 	case "order":
 		l.query.Order, err = parseOrder(value)
 	}

@@ -209,17 +209,31 @@ func (a *API) get(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	row, from, err := a.reader.Get(r.Context(), r.PathValue("name"), r.PathValue("key"), f)
+	fields, err := parseGet(r)
+	if err != nil {
+		return err
+	}
+	key := r.PathValue("key")
+	row, from, err := a.reader.Get(r.Context(), r.PathValue("name"), key, f)
 	if errors.Is(err, readmodel.ErrNoRow) {
 		describe(w.Header(), from)
 	}
 	if err != nil {
 		return err
 	}
+	if fields != nil {
+		if err := fields.check(a.plans, from.Version); err != nil {
+			return err
+		}
+		row = fields.appendRow(nil, row, key)
+	}
 	return respond(w, r, from, row)
 }
 
 func (a *API) listModels(w http.ResponseWriter, r *http.Request) error {
+	if err := noParameters(r); err != nil {
+		return err
+	}
 	versions, err := a.catalogue.All(r.Context())
 	if err != nil {
 		return err
