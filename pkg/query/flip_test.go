@@ -3,8 +3,10 @@ package query_test
 import (
 	"fmt"
 	"net/http"
+	"strings"
 	"testing"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
 
 	"github.com/refoldhq/refold/pkg/devstack"
@@ -53,4 +55,32 @@ func TestFlipsThatNobodyHearsOf(t *testing.T) {
 	w.flip(1)
 	require.Equal(t, "1", serves("y"))
 	require.Contains(t, r.get(items+"/a").body, has(2))
+}
+
+// A definition that changes in place, by an index or by fields, is known to those
+// who query as soon as its transaction is committed.
+func TestADefinitionThatChangesInPlaceIsFollowed(t *testing.T) {
+	w := setup(t)
+	r := w.replicaAt(w.url(), readmodel.Config{StrictRows: 1})
+	w.set("a", row(`{"n": 1, "ok": true}`))
+	w.set("b", row(`{"n": 2}`))
+	_, err := w.pool.Exec(ctx, `analyze refold.rows_items_v1`)
+	require.NoError(t, err)
+	w.warm(r, items+"/a", "a", 1)
+	query := items + "?ok=is.true"
+	require.Contains(t, r.get(query).body, "no-index")
+	require.Equal(t, http.StatusBadRequest, r.get(items+"?extra=eq.x&key=eq.a").status)
+	changed := strings.Replace(definition, "  - {fields: [name]}\n", "  - {fields: [name]}\n  - {fields: [ok]}\n", 1)
+	changed = strings.Replace(changed, "  ref: ", "  extra: {from: [ItemSet.name]}\n  ref: ", 1)
+	plan := w.compile(changed)
+	require.NoError(t, pgx.BeginFunc(ctx, w.pool, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, `update refold.projection_version set definition = $1, plan = $2`, plan.Source(), plan.Hash()); err != nil {
+			return err
+		}
+		return readmodel.Announce(ctx, tx)
+	}))
+	require.Equal(t, `{"extra":null}`, r.get(items+"/b?select=extra").body)
+	require.Len(t, r.get(items+"?extra=is.null&key=eq.a").list(t).Rows, 1)
+	require.Len(t, r.get(query).list(t).Rows, 1)
+	w.warm(r, items+"/a", "a", 1) // and answers are kept again
 }

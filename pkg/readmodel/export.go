@@ -74,7 +74,7 @@ func (r *Reader) export(ctx context.Context, tx pgx.Tx, m *Model, where Conditio
 	}
 	from := r.from(m, of, fresh)
 	from.byStream = false
-	if err := r.judge(of, false, from, fresh); err != nil {
+	if err := r.judge(m, of, false, from, fresh); err != nil {
 		return err
 	}
 	if err := begin(from); err != nil {

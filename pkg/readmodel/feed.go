@@ -94,7 +94,7 @@ func (f *Feeds) progress(ctx context.Context, name string) (*Model, *Progress, e
 			return nil, nil, err
 		}
 		_, of, err := m.getter.read(ctx, nil, nil)
-		if err == nil && of.state == stateActive {
+		if err == nil && of.serves(m) {
 			return m, of.progress, nil
 		}
 		f.reader.models.forget(m)
@@ -271,7 +271,7 @@ func (f *feed) advance(ctx context.Context) error {
 // current tells whether the watcher knows of nothing that was not told.
 func (f *feed) current() bool {
 	w := f.feeds.reader.watcher
-	if f.model == nil || !w.isActive(f.model.id) {
+	if f.model == nil || !w.serves(f.model) {
 		return false
 	}
 	w.mu.Lock()

@@ -16,6 +16,7 @@ import (
 // snapshot is what one statement has seen of a version besides rows.
 type snapshot struct {
 	state    string // of the version, empty when it is not in the catalogue
+	revision string // of its entry there
 	clean    bool   // no event of the version is parked
 	progress *Progress
 	parked   []event.Position // of the written marks that were asked about
@@ -72,7 +73,7 @@ func newGetter(pool *pgxpool.Pool, validity *validity, v Version) *getter {
 // snapshotSQL reads a version's state, its progress, whether anything of it is
 // parked, and which of the given positions are, as rows of one shape:
 // kind, text, slots, seqs, key, data.
-const snapshotSQL = `select 'v', v.state, case when exists (select from refold.parked_event p where p.projection = $1 and p.version = $2) then '{1}'::smallint[] end, null::bigint[], null::text, null::jsonb
+const snapshotSQL = `select 'v', v.state, case when exists (select from refold.parked_event p where p.projection = $1 and p.version = $2) then '{1}'::smallint[] end, null::bigint[], v.xmin::text, null::jsonb
 		from refold.projection_version v where v.projection = $1 and v.version = $2
 	union all select 'p', category, slots, seqs, null, null from refold.progress where projection = $1 and version = $2 and phase <> 'loading'
 	union all select 'x', p.category, array[p.slot], array[p.seq], null, null from unnest($3::text[], $4::smallint[], $5::bigint[]) u (category, slot, seq)
@@ -179,6 +180,7 @@ func (s *snapshot) scan(rows pgx.Rows, row func(key string, data []byte)) error 
 	defer rows.Close()
 	var b progressBuilder
 	var kind, text string
+	var key *string
 	var slots []int16
 	var seqs []int64
 	for rows.Next() {
@@ -186,12 +188,12 @@ func (s *snapshot) scan(rows pgx.Rows, row func(key string, data []byte)) error 
 			row(string(raw[4]), jsonOf(raw[5]))
 			continue
 		}
-		if err := rows.Scan(&kind, &text, &slots, &seqs, nil, nil); err != nil {
+		if err := rows.Scan(&kind, &text, &slots, &seqs, &key, nil); err != nil {
 			return err
 		}
 		switch kind {
 		case "v":
-			s.state, s.clean = text, slots == nil
+			s.state, s.clean, s.revision = text, slots == nil, *key
 		case "p":
 			b.add(text, slots, seqs)
 		case "x":
@@ -217,6 +219,9 @@ func markColumns(marks []event.Mark) (categories []string, slots []int16, seqs [
 	}
 	return categories, slots, seqs
 }
+
+// serves tells whether the model was the one to answer from in the snapshot.
+func (s *snapshot) serves(m *Model) bool { return s.state == stateActive && s.revision == m.revision }
 
 // follows tells whether the snapshot is at least as new as another of the same
 // version. Where neither has more progress it is the clock that tells.

@@ -95,7 +95,7 @@ func (r *Reader) List(ctx context.Context, name string, q ListQuery, fresh Fresh
 		if e, err = r.fills.do(ctx, k, len(marks) > 0, holds, func(ctx context.Context) (*entry, error) { return l.read(ctx, m, marks) }); err != nil {
 			return nil, err
 		}
-		if e.of.state == stateActive {
+		if e.of.serves(m) {
 			r.cache.keep(m, k, e)
 		}
 		return e.of, nil

@@ -12,11 +12,14 @@ import (
 	"github.com/refoldhq/refold/pkg/projection"
 )
 
-// Model is one version as it is queried.
+// Model is one version as it is queried. It never changes: when the catalogue's
+// entry does, by a flip or by a definition that changes in place, another takes
+// its place.
 type Model struct {
 	Version Version
 	Plan    *projection.Plan
 
+	revision string // of the entry in the catalogue: the transaction that wrote it
 	id       versionID
 	stamps   *stamps
 	getter   *getter
@@ -34,7 +37,7 @@ type models struct {
 	active    map[string]*Model // by name, while it is not doubted
 	served    map[string]*Model // by name, that was active last
 	forgotten uint64            // how often active was doubted
-	byLeaf    map[string]*Model
+	byLeaf    map[string]*Model // the newest of each
 }
 
 func newModels(pool *pgxpool.Pool, plans *Plans, validity *validity) *models {
@@ -50,7 +53,7 @@ func (m *models) current(ctx context.Context, name string) (*Model, error) {
 	if model != nil {
 		return model, nil
 	}
-	model, err := m.load(ctx, `select `+versionColumns+` from refold.projection_version where projection = $1 and state = 'active'`, name)
+	model, err := m.load(ctx, `select `+entryColumns+` from refold.projection_version where projection = $1 and state = 'active'`, name)
 	if err != nil {
 		return nil, err
 	}
@@ -78,7 +81,7 @@ func (m *models) adopt(model *Model, forgotten uint64) {
 
 // numbered returns a version that is not retired, active or not.
 func (m *models) numbered(ctx context.Context, name string, number int) (*Model, error) {
-	return m.load(ctx, `select `+versionColumns+` from refold.projection_version where projection = $1 and version = $2 and state <> 'retired'`, name, number)
+	return m.load(ctx, `select `+entryColumns+` from refold.projection_version where projection = $1 and version = $2 and state <> 'retired'`, name, number)
 }
 
 // forget makes the next query look the active version up again, unless somebody
@@ -97,30 +100,38 @@ func (m *models) load(ctx context.Context, sql string, args ...any) (*Model, err
 	if err != nil {
 		return nil, fmt.Errorf("reading the catalogue: %w", err)
 	}
-	v, err := pgx.CollectExactlyOneRow(rows, pgx.RowToStructByPos[Version])
+	e, err := pgx.CollectExactlyOneRow(rows, pgx.RowToStructByPos[catalogueEntry])
 	if errors.Is(err, pgx.ErrNoRows) {
 		return nil, ErrUnknownProjection
 	}
 	if err != nil {
 		return nil, fmt.Errorf("reading the catalogue: %w", err)
 	}
-	return m.model(v)
+	return m.model(e)
 }
 
-// model returns the one model of a version; its state may have changed since.
-func (m *models) model(v Version) (*Model, error) {
+// catalogueEntry is a version with the revision of its entry.
+type catalogueEntry struct {
+	Version
+	Revision string
+}
+
+const entryColumns = versionColumns + `, xmin::text`
+
+// model returns the one model of an entry.
+func (m *models) model(e catalogueEntry) (*Model, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if model := m.byLeaf[v.Leaf]; model != nil {
+	if model := m.byLeaf[e.Leaf]; model != nil && model.revision == e.Revision {
 		return model, nil
 	}
-	plan, err := m.plans.Plan(v)
+	plan, err := m.plans.Plan(e.Version)
 	if err != nil {
 		return nil, err
 	}
-	id := versionID{v.Projection, v.Number}
-	model := &Model{Version: v, Plan: plan, id: id, stamps: m.validity.of(id)}
-	model.getter = newGetter(m.pool, m.validity, v)
-	m.byLeaf[v.Leaf] = model
+	id := versionID{e.Projection, e.Number}
+	model := &Model{Version: e.Version, Plan: plan, revision: e.Revision, id: id, stamps: m.validity.of(id)}
+	model.getter = newGetter(m.pool, m.validity, e.Version)
+	m.byLeaf[e.Leaf] = model
 	return model, nil
 }

@@ -199,7 +199,7 @@ func (r *Reader) Get(ctx context.Context, name, key string, fresh Fresh) (row []
 			return nil, err
 		}
 		e = &entry{row: c.row, keys: []uint32{HashKey(key)}, of: c.of}
-		if c.of.state == stateActive {
+		if c.of.serves(m) {
 			r.cache.keep(m, k, e)
 		}
 		return e.of, nil
@@ -219,7 +219,8 @@ func (r *Reader) Get(ctx context.Context, name, key string, fresh Fresh) (row []
 // must be active in that snapshot.
 func (r *Reader) answer(ctx context.Context, pick func(context.Context) (m *Model, pinned bool, err error), fresh Fresh,
 	read func(m *Model, fromCache bool) (*snapshot, error)) (from Answer, err error) {
-	cached := true
+	cached, doubted := true, false
+	var wrong *QueryError
 	var deadline, tick <-chan time.Time // set at the first wait
 	for attempt, flips := 0, 0; ; attempt++ {
 		m, pinned, err := pick(ctx)
@@ -234,10 +235,10 @@ func (r *Reader) answer(ctx context.Context, pick func(context.Context) (m *Mode
 		if worth || attempt == 0 && fresh.Wait == 0 {
 			moved = r.watcher.Moved() // before reading, so that no move is missed
 			var of *snapshot
-			of, err = read(m, cached && (pinned || r.watcher.isActive(m.id)))
+			of, err = read(m, cached && (pinned || r.watcher.serves(m)))
 			if err == nil {
 				from = r.from(m, of, fresh)
-				err = r.judge(of, pinned, from, fresh)
+				err = r.judge(m, of, pinned, from, fresh)
 			}
 			if pinned {
 				err = numberedGone(err)
@@ -250,6 +251,10 @@ func (r *Reader) answer(ctx context.Context, pick func(context.Context) (m *Mode
 				continue
 			}
 			return from, classify(err)
+		case errors.As(err, &wrong) && !pinned && !doubted: // by a definition that may have changed in place
+			doubted = true
+			r.models.forget(m)
+			continue
 		case errors.Is(err, ErrTooStale):
 			cached, moved = false, r.watcher.look()
 		case !errors.Is(err, ErrNotCaughtUp):
@@ -281,11 +286,11 @@ const askEvery = 100 * time.Millisecond
 // often it has waited.
 const maxFlips = 10
 
-func (r *Reader) judge(of *snapshot, pinned bool, from Answer, fresh Fresh) error {
+func (r *Reader) judge(m *Model, of *snapshot, pinned bool, from Answer, fresh Fresh) error {
 	switch {
 	case pinned && (of.state == "" || of.state == stateRetired):
 		return ErrCursorExpired
-	case !pinned && of.state != stateActive:
+	case !pinned && !of.serves(m):
 		return errNotActive
 	}
 	if len(fresh.Token) > 0 {

@@ -36,7 +36,7 @@ type Watcher struct {
 	url      string
 	log      *slog.Logger
 	validity *validity
-	active   atomic.Pointer[map[string]int] // as the last look found them; nil while nobody listens
+	active   atomic.Pointer[map[string]activeVersion] // as the last look found them; nil while nobody listens
 
 	mu        sync.Mutex
 	up        bool
@@ -58,6 +58,12 @@ const (
 	lookTimeout = 2 * time.Second
 	overdue     = 700 * time.Millisecond
 )
+
+// activeVersion is a number and the revision of the catalogue's entry.
+type activeVersion struct {
+	number   int
+	revision string
+}
 
 // position is what is known of a version.
 type position struct {
@@ -91,11 +97,11 @@ func (w *Watcher) Moved() <-chan struct{} {
 	return w.moved
 }
 
-// isActive tells whether the last look found this version active; false while
-// nobody listens.
-func (w *Watcher) isActive(id versionID) bool {
+// serves tells whether the last look found that this model is the one to answer
+// from; false while nobody listens.
+func (w *Watcher) serves(m *Model) bool {
 	active := w.active.Load()
-	return active != nil && (*active)[id.projection] == id.number
+	return active != nil && (*active)[m.id.projection] == activeVersion{m.id.number, m.revision}
 }
 
 // expect tells whether it is worth asking the database for rows that contain a
@@ -276,7 +282,7 @@ func (p *position) join() *Progress {
 	return &b.p
 }
 
-const lookSQL = `select v.projection, v.version, v.state = 'active', p.category, p.generation, p.partition, p.next_offset, p.slots, p.seqs,
+const lookSQL = `select v.projection, v.version, v.state = 'active', v.xmin::text, p.category, p.generation, p.partition, p.next_offset, p.slots, p.seqs,
 		coalesce((select max(extract(epoch from clock_timestamp() - e.recorded))::float8 from refold.category c cross join unnest(p.slots, p.seqs) u (slot, seq)
 			join refold.event e on e.category = c.id and e.slot = u.slot and e.seq = u.seq + 1 where c.name = p.category), 0)
 	from refold.projection_version v join refold.progress p on p.projection = v.projection and p.version = v.version
@@ -292,22 +298,23 @@ func (w *Watcher) inspect(ctx context.Context, conn *pgx.Conn) error {
 	if err != nil {
 		return err
 	}
-	positions, active := make(map[versionID]*position), make(map[string]int)
+	positions, active := make(map[versionID]*position), make(map[string]activeVersion)
 	var id versionID
 	var isActive bool
+	var revision string
 	var key partitionKey
 	var next int64
 	var slots []int16
 	var seqs []int64
 	var behind float64
-	_, err = pgx.ForEachRow(rows, []any{&id.projection, &id.number, &isActive, &key.category, &key.generation, &key.partition, &next, &slots, &seqs, &behind}, func() error {
+	_, err = pgx.ForEachRow(rows, []any{&id.projection, &id.number, &isActive, &revision, &key.category, &key.generation, &key.partition, &next, &slots, &seqs, &behind}, func() error {
 		p := positions[id]
 		if p == nil {
 			p = &position{partitions: make(map[partitionKey]*partitionPosition)}
 			positions[id] = p
 		}
 		if isActive {
-			active[id.projection] = id.number
+			active[id.projection] = activeVersion{id.number, revision}
 		}
 		p.behind = max(p.behind, time.Duration(behind*float64(time.Second)))
 		p.partitions[key] = &partitionPosition{slots: slots, seqs: seqs, announced: next, seen: next}
@@ -323,7 +330,7 @@ func (w *Watcher) inspect(ctx context.Context, conn *pgx.Conn) error {
 
 // compare takes in what a look has found. A partition that had come farther by
 // the look before than all announcements since then has changed rows unheard.
-func (w *Watcher) compare(began time.Time, found map[versionID]*position, active map[string]int) {
+func (w *Watcher) compare(began time.Time, found map[versionID]*position, active map[string]activeVersion) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for id, p := range found {
