@@ -18,6 +18,8 @@ type cli struct {
 	Dev     devCommand            `cmd:"" help:"Everything in one process, with a Postgres and a broker of its own."`
 	Topics  topicsCommand         `cmd:"" help:"Make the topics of all categories, for brokers where the relay may not."`
 	Migrate migrateCommand        `cmd:"" help:"Bring the database's schema to the newest version."`
+	Streams streamsCommand        `cmd:"" help:"Show the categories of the log, the streams of one, or the events of a stream."`
+	Import  importCommand         `cmd:"" help:"Send a history to a writer: lines of a file or of standard input."`
 	Verify  verifyCommand         `cmd:"" help:"Check that sequences and versions are dense and that topics hold exactly the log."`
 	Probe   probeCommand          `cmd:"" help:"Append an event through the API of an installation and read its row, as a client does."`
 	Lint    service.LintCommand   `cmd:"" help:"Check the contracts of a folder, and with --history that they read what the log holds."`

@@ -151,7 +151,7 @@ func (a *aggregates) getAudit(w http.ResponseWriter, r *http.Request) error {
 	}
 	entries := make([]map[string]json.RawMessage, len(list))
 	for i := range list {
-		doc, err := a.eventJSON(r.Context(), &list[i])
+		doc, err := a.EventJSON(r.Context(), &list[i])
 		if err != nil {
 			return err
 		}
@@ -215,7 +215,7 @@ func (a *aggregates) getCausation(w http.ResponseWriter, r *http.Request) error 
 		return err
 	}
 	chain := causation{api: a.API, seen: map[event.ID]bool{id: true}}
-	doc, err := a.eventJSON(r.Context(), &e)
+	doc, err := a.EventJSON(r.Context(), &e)
 	if err == nil {
 		err = chain.up(r.Context(), e)
 	}
@@ -285,7 +285,7 @@ func (c *causation) up(ctx context.Context, e event.Event) error {
 			c.truncated = true
 			return nil
 		}
-		doc, err := c.api.eventJSON(ctx, &e)
+		doc, err := c.api.EventJSON(ctx, &e)
 		if err != nil {
 			return err
 		}
@@ -313,7 +313,7 @@ func (c *causation) down(ctx context.Context, from event.Event) error {
 					return nil
 				}
 				c.seen[e.ID] = true
-				doc, err := c.api.eventJSON(ctx, &e)
+				doc, err := c.api.EventJSON(ctx, &e)
 				if err != nil {
 					return err
 				}

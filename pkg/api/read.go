@@ -118,7 +118,7 @@ func (a *API) respondEvents(w http.ResponseWriter, r *http.Request, list []event
 	}
 	events := make([]json.RawMessage, len(list))
 	for i := range list {
-		doc, err := a.eventJSON(r.Context(), &list[i])
+		doc, err := a.EventJSON(r.Context(), &list[i])
 		if err != nil {
 			return err
 		}
@@ -136,16 +136,16 @@ func (a *API) getEvent(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	doc, err := a.eventJSON(r.Context(), &e)
+	doc, err := a.EventJSON(r.Context(), &e)
 	if err != nil {
 		return err
 	}
 	return respond(w, doc)
 }
 
-// eventJSON renders an event as the newest version of its type has it, under the
+// EventJSON renders an event as the newest version of its type has it, under the
 // name that the type has by now.
-func (a *API) eventJSON(ctx context.Context, e *event.Event) (json.RawMessage, error) {
+func (a *API) EventJSON(ctx context.Context, e *event.Event) (json.RawMessage, error) {
 	data, err := a.data(ctx, e)
 	if err != nil {
 		return nil, err

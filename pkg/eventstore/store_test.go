@@ -312,3 +312,27 @@ func BenchmarkAppend(b *testing.B) {
 		})
 	}
 }
+
+func TestStreamsAreListedInOrder(t *testing.T) {
+	t.Parallel()
+	store, pool := setup(t)
+	for _, stream := range []string{"b", "a", "c", "a", "B"} {
+		_, err := store.Append(ctx, request(to(stream, eventstore.Any, 2)))
+		require.NoError(t, err)
+	}
+	reader := eventstore.NewReader(pool)
+	user, _ := store.Category("User")
+	var names []string
+	for after := ""; ; {
+		page, err := reader.Streams(ctx, user, after, 2)
+		require.NoError(t, err)
+		if len(page) == 0 {
+			break
+		}
+		for _, s := range page {
+			names = append(names, fmt.Sprint(s.ID, s.Version))
+			after = s.ID
+		}
+	}
+	require.Equal(t, []string{"B2", "a4", "b2", "c2"}, names)
+}

@@ -1,0 +1,116 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"text/tabwriter"
+	"time"
+
+	"github.com/refoldhq/refold/pkg/service"
+)
+
+// importCommand sends a history to a writer's API.
+type importCommand struct {
+	File      string        `arg:"" optional:"" default:"-" help:"File of lines, each a body of POST /v1/append; - is standard input."`
+	WriterURL string        `name:"writer-url" help:"API of the writer." default:"http://127.0.0.1:8080" placeholder:"URL" env:"REFOLD_WRITER_URL"`
+	TokenFile string        `help:"File with a bearer token that may append, for APIs with --auth=oidc." type:"existingfile" placeholder:"FILE"`
+	CAFile    string        `name:"ca-file" help:"Certificates (PEM) by which the API is trusted." type:"existingfile" placeholder:"FILE"`
+	Name      string        `help:"Name of the import; the file's where it is empty. Events without an id get one that is made of it, the line's number and its contents, so that importing a line again appends nothing." placeholder:"NAME"`
+	From      int64         `help:"Line to begin with, where an earlier run has come so far." default:"1"`
+	Patience  time.Duration `help:"How long to try again while the writer cannot be reached and no line gets through." default:"2m"`
+	Output    string        `short:"o" help:"Form of the output: table or json." enum:"table,json" default:"table"`
+}
+
+// shownRefusals is how many refused lines are named; all are counted.
+const shownRefusals = 20
+
+// Run imports, and says how many lines had which outcome.
+func (c *importCommand) Run(ctx context.Context) error {
+	in := os.Stdin
+	if c.File != "-" {
+		file, err := os.Open(c.File)
+		if err != nil {
+			return service.NotFound(fmt.Errorf("opening the lines to import: %w", err))
+		}
+		defer file.Close()
+		in = file
+	}
+	if c.Name == "" {
+		c.Name = filepath.Base(c.File)
+	}
+	client, err := c.client()
+	if err != nil {
+		return err
+	}
+	size := int64(0)
+	if info, err := in.Stat(); err == nil && info.Mode().IsRegular() {
+		size = info.Size()
+	}
+	run := newImportRun(c, client, in, newImportShow(os.Stderr, c.Output == "json", size))
+	err = run.all(ctx)
+	run.show.end()
+	if printed := run.outcome.print(c.Output); err == nil {
+		err = printed
+	}
+	switch {
+	case err != nil && run.done >= c.From:
+		return service.TryAgain(fmt.Errorf("importing %s: line %d and those before it are done: %w", c.File, run.done, err)).
+			Try(fmt.Sprintf("the same command again, with --from=%d to skip what is done", run.done+1))
+	case err != nil:
+		return err
+	case run.outcome.Refused > 0:
+		return fmt.Errorf("importing %s: %d of %d lines were refused", c.File, run.outcome.Refused, run.outcome.Lines)
+	}
+	return nil
+}
+
+func (c *importCommand) client() (*http.Client, error) {
+	transport := http.DefaultTransport.(*http.Transport).Clone()
+	if c.CAFile != "" {
+		raw, err := os.ReadFile(c.CAFile)
+		if err != nil {
+			return nil, fmt.Errorf("reading --ca-file: %w", err)
+		}
+		roots := x509.NewCertPool()
+		if !roots.AppendCertsFromPEM(raw) {
+			return nil, service.Usage(fmt.Errorf("--ca-file: %s holds no certificate", c.CAFile))
+		}
+		transport.TLSClientConfig = &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12}
+	}
+	return &http.Client{Transport: transport}, nil
+}
+
+// importOutcome is what an import has done.
+type importOutcome struct {
+	Lines    int64   `json:"lines"`
+	Appended int64   `json:"appended"`
+	Replayed int64   `json:"replayed"`
+	Refused  int64   `json:"refused"`
+	Seconds  float64 `json:"seconds"`
+	Token    string  `json:"token"`
+}
+
+func (o importOutcome) print(form string) error {
+	if form == "json" {
+		return json.NewEncoder(os.Stdout).Encode(o)
+	}
+	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, "LINES\tAPPENDED\tREPLAYED\tREFUSED\tTIME\tLINES/S")
+	fmt.Fprintf(w, "%d\t%d\t%d\t%d\t%v\t%.0f\n", o.Lines, o.Appended, o.Replayed, o.Refused, (time.Duration(o.Seconds * float64(time.Second))).Round(time.Millisecond), float64(o.Lines)/max(o.Seconds, 0.001))
+	return w.Flush()
+}
+
+// passes is an error that time may mend: the import goes on from the first line
+// without an answer.
+type passes struct{ error }
+
+func (p passes) Unwrap() error { return p.error }
+
+func mayPass(err error) bool { return errors.As(err, new(passes)) }
