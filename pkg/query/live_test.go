@@ -42,7 +42,7 @@ func TestReadYourWritesOnTwoReplicasThroughRebalancesAndFlips(t *testing.T) {
 	endFlips := p.flips(200*time.Millisecond, nil)
 	var done atomic.Int64
 	var all sync.WaitGroup
-	for worker := range 64 { // many, as each waits for the engines now and then
+	for worker := range min(256, rounds()/8) { // many, as each waits for the engines now and then
 		all.Go(func() {
 			key := fmt.Sprintf("w%d", worker)
 			for n := 1; done.Add(1) <= rounds(); n++ {
