@@ -324,3 +324,72 @@ func TestASlowFollowerIsToldToResume(t *testing.T) {
 	f.follow(r, func() bool { return len(f.rows) == changes })
 	require.Equal(t, changes, len(f.rows))
 }
+
+// answer has a version carry a request about a parked stream out, as an engine
+// would: rows change and no progress moves.
+func (w *world) answer(key string, n int) {
+	w.t.Helper()
+	require.NoError(w.t, pgx.BeginFunc(ctx, w.pool, func(tx pgx.Tx) error {
+		_, err := tx.Exec(ctx, `update refold.rows_items_v1 set data = data || jsonb_build_object('n', $2::int) where key = $1`, key, n)
+		if err == nil {
+			_, err = tx.Exec(ctx, `insert into refold.row_request (projection, category, slot, stream, action, reason, outcomes, done) values ('items', 'Item', $2, $1, 'retry', 'mended', '{"1": "applied"}', clock_timestamp())`, key, event.SlotOf(key, slots))
+		}
+		return err
+	}))
+	w.announce(1, event.SlotOf(key, slots)%partitions, w.offsets[event.SlotOf(key, slots)%partitions], w.offsets[event.SlotOf(key, slots)%partitions], key)
+}
+
+// What comes of a parked stream has no event of its own: followers are told of it
+// too, those that come later by the id that they have.
+func TestWhatComesOfParkedStreamsIsTold(t *testing.T) {
+	w := setup(t)
+	r := w.replica()
+	w.set("a", row(`{"n": 1}`))
+	w.set("b", row(`{"n": 1}`))
+	f := &follower{t: t, path: items + "/changes", rows: map[string]map[string]any{}}
+	f.follow(r, func() bool { return f.lastID != "" })
+	away := &follower{t: t, path: items + "/changes", rows: map[string]map[string]any{}, lastID: f.lastID}
+	started := false
+	f.follow(r, func() bool {
+		if !started {
+			started = true
+			w.answer("a", 2)
+		}
+		return f.rows["a"] != nil
+	})
+	require.EqualValues(t, 2, f.rows["a"]["n"])
+	w.answer("b", 2)
+	away.follow(r, func() bool { return away.rows["a"] != nil && away.rows["b"] != nil })
+	require.EqualValues(t, 2, away.rows["b"]["n"])
+
+	exported := strings.Split(r.get(items+"/export").body, "\n")
+	var last struct{ Changes string }
+	require.NoError(t, json.Unmarshal([]byte(exported[len(exported)-1]), &last))
+	w.answer("b", 3)
+	behind := &follower{t: t, path: items + "/changes", rows: map[string]map[string]any{}, lastID: last.Changes}
+	behind.follow(r, func() bool { return behind.rows["b"] != nil })
+	require.EqualValues(t, 3, behind.rows["b"]["n"])
+}
+
+// Fields that are filled into the version that serves may change any row.
+func TestFollowersAreToldOfADefinitionThatChangesInPlace(t *testing.T) {
+	w := setup(t)
+	r := w.replica()
+	w.set("a", row(`{"n": 1}`))
+	f := &follower{t: t, path: items + "/changes", rows: map[string]map[string]any{}}
+	f.follow(r, func() bool { return f.lastID != "" })
+	before := f.lastID
+	changed := false
+	f.follow(r, func() bool {
+		if !changed {
+			changed = true
+			plan := w.compile(strings.Replace(definition, "  ref: ", "  extra: {from: [ItemSet.name]}\n  ref: ", 1))
+			_, err := w.pool.Exec(ctx, `update refold.projection_version set definition = $1, plan = $2`, plan.Source(), plan.Hash())
+			require.NoError(t, err)
+		}
+		return len(f.versions) > 0
+	})
+	require.Equal(t, []int{1}, f.versions)
+	late := &follower{t: t, path: items + "/changes", rows: map[string]map[string]any{}, lastID: before}
+	late.follow(r, func() bool { return len(late.versions) > 0 })
+}

@@ -2,12 +2,9 @@ package readmodel
 
 import (
 	"context"
-	"encoding/base64"
-	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"hash/crc32"
 	"slices"
 
 	"github.com/refoldhq/refold/pkg/avro"
@@ -34,8 +31,9 @@ type Change struct {
 // ChangeKind says what has changed.
 type ChangeKind uint8
 
-// Kinds of changes. After Flipped another version answers, whose rows may differ
-// from what was seen so far in any row, if its definition does.
+// Kinds of changes. After Flipped another version answers, or the same one by a
+// definition that has changed in place: any row may differ from what was seen so
+// far, if the definition does.
 const (
 	Upserted ChangeKind = iota
 	Removed
@@ -45,6 +43,7 @@ const (
 // Log is what feeds read of the event store.
 type Log interface {
 	RangeEvents(ctx context.Context, category eventstore.Category, ranges []eventstore.SlotRange, limit int) ([]event.Event, error)
+	StreamEvents(ctx context.Context, category eventstore.Category, stream string, after int64, limit int, backward bool) ([]event.Event, error)
 }
 
 // Schemas finds schemas by id.
@@ -54,55 +53,6 @@ type Schemas interface {
 
 // ErrChangesTooOld says that the changes behind an id cannot be told any more.
 var ErrChangesTooOld = errors.New("the id is too old, or of another log: read the rows anew and follow from now on")
-
-// ErrChangeID says that an id is none that was given.
-var ErrChangeID = errors.New("the id is not one of this read model's changes")
-
-const changeIDFormat = 1
-
-// changeID is a position in all slots that feed a version: everything up to there
-// has been told.
-func changeID(version int, p *Progress) string {
-	b := []byte{changeIDFormat}
-	b = binary.AppendUvarint(b, uint64(version))
-	for _, c := range p.categories {
-		b = appendString(b, c.name)
-		b = binary.AppendUvarint(b, uint64(len(c.seqs)))
-		for _, seq := range c.seqs {
-			b = binary.AppendUvarint(b, uint64(seq))
-		}
-	}
-	b = binary.BigEndian.AppendUint32(b, crc32.ChecksumIEEE(b))
-	return base64.RawURLEncoding.EncodeToString(b)
-}
-
-func parseChangeID(id string) (version int, p *Progress, err error) {
-	raw, err := base64.RawURLEncoding.Strict().DecodeString(id)
-	if err != nil || len(raw) < 5 || raw[0] != changeIDFormat {
-		return 0, nil, ErrChangeID
-	}
-	body, sum := raw[:len(raw)-4], binary.BigEndian.Uint32(raw[len(raw)-4:])
-	if crc32.ChecksumIEEE(body) != sum {
-		return 0, nil, ErrChangeID
-	}
-	r := fieldReader{rest: body[1:]}
-	version = int(r.number(1 << 31))
-	p = new(Progress)
-	for len(r.rest) > 0 && !r.bad {
-		c := categoryProgress{name: r.text()}
-		for range r.number(event.MaxSlots) {
-			c.seqs = append(c.seqs, r.number(1<<62))
-			if r.bad {
-				break
-			}
-		}
-		p.categories = append(p.categories, c)
-	}
-	if r.bad {
-		return 0, nil, ErrChangeID
-	}
-	return version, p, nil
-}
 
 // distance returns how many events lie between two positions, or an error when
 // the first is not one of the log that the second has come from.
@@ -150,20 +100,21 @@ const maxStep = 1000
 // step returns the changes of the next events between two positions, and the
 // position behind them. Rows are read after the events, so what is told of a key
 // never goes back.
-func (d *deriver) step(ctx context.Context, m *Model, from, to *Progress) (changes []Change, reached *Progress, err error) {
-	reached = from.clone()
+func (d *deriver) step(ctx context.Context, m *Model, from standing, to *Progress) (changes []Change, reached standing, err error) {
+	reached = from
+	reached.progress = from.progress.clone()
 	var keys []string
 	seen := map[string]bool{}
 	for left, i := maxStep, 0; i < len(to.categories) && left > 0; i++ {
-		events, err := d.events(ctx, to.categories[i], reached.categories[i].seqs, left)
+		events, err := d.events(ctx, to.categories[i], reached.progress.categories[i].seqs, left)
 		if err != nil {
-			return nil, nil, err
+			return nil, from, err
 		}
 		left -= len(events)
 		for k := range events {
 			key, err := d.key(ctx, m, &events[k])
 			if err != nil {
-				return nil, nil, err
+				return nil, from, err
 			}
 			if key != "" && !seen[key] {
 				seen[key] = true
@@ -171,9 +122,9 @@ func (d *deriver) step(ctx context.Context, m *Model, from, to *Progress) (chang
 			}
 		}
 	}
-	changes, err = d.rows(ctx, m, keys, changeID(m.Version.Number, from))
+	changes, err = d.rows(ctx, m, keys, from)
 	if n := len(changes); err == nil && n > 0 {
-		changes[n-1].ID = changeID(m.Version.Number, reached)
+		changes[n-1].ID = reached.id()
 	}
 	return changes, reached, err
 }
@@ -241,7 +192,7 @@ func (d *deriver) key(ctx context.Context, m *Model, e *event.Event) (string, er
 	return string(folder.Key()), nil
 }
 
-func (d *deriver) rows(ctx context.Context, m *Model, keys []string, id string) ([]Change, error) {
+func (d *deriver) rows(ctx context.Context, m *Model, keys []string, at standing) ([]Change, error) {
 	if len(keys) == 0 {
 		return nil, nil
 	}
@@ -249,7 +200,7 @@ func (d *deriver) rows(ctx context.Context, m *Model, keys []string, id string) 
 	if err != nil {
 		return nil, err
 	}
-	changes := make([]Change, 0, len(keys))
+	changes, id := make([]Change, 0, len(keys)), at.id()
 	for _, key := range keys {
 		a := Answer{progress: of.progress, stream: key, byStream: !m.Plan.Shared()}
 		c := Change{Kind: Upserted, Key: key, Row: rows[key], Token: a.TokenText(), ID: id, Version: m.Version.Number}

@@ -66,7 +66,7 @@ func (r *Reader) export(ctx context.Context, tx pgx.Tx, m *Model, where Conditio
 	if err != nil {
 		return err
 	}
-	of := &snapshot{at: time.Now()}
+	of := r.watcher.validity.begin()
 	trip := &pgx.Batch{}
 	of.queue(trip, m.Version, written(fresh.Token))
 	if err := tx.SendBatch(ctx, trip).Close(); err != nil {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"maps"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -63,19 +64,19 @@ func (f *Feeds) Close() {
 // [ErrChangesTooOld], a [*QueryError].
 func (f *Feeds) Subscribe(ctx context.Context, name, after string, where Condition, ready func()) (*Subscriber, error) {
 	s := &Subscriber{name: name, where: where, budget: subscriberBytes, ready: ready}
-	m, now, err := f.progress(ctx, name)
+	m, now, err := f.standing(ctx, name)
 	if err != nil {
 		return nil, classify(err)
 	}
 	if err := where.check(m.Plan); err != nil {
 		return nil, err
 	}
-	j := &joiner{subscriber: s, version: m.Version.Number}
+	j := &joiner{subscriber: s}
 	if after != "" {
-		if j.version, j.at, err = parseChangeID(after); err != nil {
+		if j.at, err = parseStanding(after); err != nil {
 			return nil, err
 		}
-		events, err := j.at.distance(now)
+		events, err := j.at.progress.distance(now.progress)
 		if err != nil {
 			return nil, err
 		}
@@ -86,25 +87,25 @@ func (f *Feeds) Subscribe(ctx context.Context, name, after string, where Conditi
 	return s, f.join(name, j, now)
 }
 
-// progress reads the active version and its progress from one snapshot.
-func (f *Feeds) progress(ctx context.Context, name string) (*Model, *Progress, error) {
+// standing reads the active version and its progress from one snapshot.
+func (f *Feeds) standing(ctx context.Context, name string) (*Model, standing, error) {
 	for attempt := 0; ; attempt++ {
 		m, err := f.reader.models.current(ctx, name)
 		if err != nil {
-			return nil, nil, err
+			return nil, standing{}, err
 		}
 		_, of, err := m.getter.read(ctx, nil, nil)
 		if err == nil && of.serves(m) {
-			return m, of.progress, nil
+			return m, standingAt(m.Version, of.requests, of.progress), nil
 		}
 		f.reader.models.forget(m)
 		if err != nil && !isGone(err) || attempt == maxFlips {
-			return nil, nil, errors.Join(err, errNotActive)
+			return nil, standing{}, errors.Join(err, errNotActive)
 		}
 	}
 }
 
-func (f *Feeds) join(name string, j *joiner, now *Progress) error {
+func (f *Feeds) join(name string, j *joiner, now standing) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.ctx.Err() != nil {
@@ -112,7 +113,7 @@ func (f *Feeds) join(name string, j *joiner, now *Progress) error {
 	}
 	one := f.feeds[name]
 	if one == nil {
-		one = &feed{feeds: f, name: name, wake: make(chan struct{}, 1), at: now, version: j.version,
+		one = &feed{feeds: f, name: name, wake: make(chan struct{}, 1), at: now, told: make(map[answered]bool),
 			subscribers: make(map[*Subscriber]struct{}), deriver: f.deriver()}
 		f.feeds[name] = one
 		f.running.Go(func() { one.run(f.ctx) })
@@ -135,8 +136,7 @@ func (f *Feeds) deriver() *deriver {
 // joiner is a subscriber who is not up to date yet.
 type joiner struct {
 	subscriber *Subscriber
-	version    int
-	at         *Progress // nil: from now on
+	at         standing // without progress: from now on
 }
 
 // feed tells all subscribers of one read model. Its goroutine alone touches what
@@ -148,8 +148,9 @@ type feed struct {
 	deriver *deriver
 
 	model       *Model
-	version     int
-	at          *Progress // up to which subscribers were told
+	at          standing          // what subscribers were told of
+	told        map[answered]bool // of the requests behind it
+	asked       time.Time         // when requests were looked at last
 	subscribers map[*Subscriber]struct{}
 
 	mu      sync.Mutex
@@ -253,10 +254,18 @@ func (f *feed) advance(ctx context.Context) error {
 	joiners := f.joiners
 	f.joiners = nil
 	f.mu.Unlock()
-	if len(joiners) == 0 && f.current() {
+	current := len(joiners) == 0 && f.current()
+	if current && time.Since(f.asked) < feedPoll {
 		return nil
 	}
-	if err := f.follow(ctx); err != nil {
+	err := error(nil)
+	if !current {
+		err = f.follow(ctx)
+	}
+	if err == nil {
+		err = f.followRequests(ctx)
+	}
+	if err != nil {
 		f.mu.Lock()
 		f.joiners = append(f.joiners, joiners...)
 		f.mu.Unlock()
@@ -277,26 +286,24 @@ func (f *feed) current() bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	p := w.positions[f.model.id]
-	return p != nil && f.at.Covers(p.progress.Token())
+	return p != nil && f.at.progress.Covers(p.progress.Token())
 }
 
 // follow brings all subscribers up to the present.
 func (f *feed) follow(ctx context.Context) error {
-	m, to, err := f.feeds.progress(ctx, f.name)
+	m, now, err := f.feeds.standing(ctx, f.name)
 	if err != nil {
 		return err
 	}
-	if f.model != m {
-		f.model = m
-		if f.version != m.Version.Number {
-			f.version = m.Version.Number
-			f.tell(flipped(m, f.at))
-		}
+	f.model = m
+	if !f.at.isOf(m.Version) {
+		f.flip()
 	}
-	if _, err := f.at.distance(to); err != nil {
+	to := now.progress
+	if _, err := f.at.progress.distance(to); err != nil {
 		f.restart(to, err)
 	}
-	for !f.at.reaches(to) {
+	for !f.at.progress.reaches(to) {
 		changes, reached, err := f.deriver.step(ctx, m, f.at, to)
 		if errors.Is(err, ErrChangesTooOld) {
 			f.restart(to, err)
@@ -313,13 +320,38 @@ func (f *feed) follow(ctx context.Context) error {
 	return nil
 }
 
+// flip tells that any row may differ from here on.
+func (f *feed) flip() {
+	f.at = standingAt(f.model.Version, f.at.requests, f.at.progress)
+	f.tell(flipped(f.model, f.at))
+}
+
+// followRequests tells what came of requests about parked streams. All of those up
+// to the low-water mark that is read first are in the statement that follows.
+func (f *feed) followRequests(ctx context.Context) error {
+	f.asked = time.Now()
+	done := max(f.at.requests, f.feeds.reader.watcher.validity.requests.Load())
+	changes, err := f.deriver.answered(ctx, f.feeds.pool, f.model, f.at, f.told)
+	switch {
+	case errors.Is(err, errTooManyAnswered):
+		f.flip()
+	case err != nil:
+		return err
+	case len(changes) > 0:
+		f.tell(newBatch(f.model, changes))
+	}
+	f.at.requests = done
+	maps.DeleteFunc(f.told, func(a answered, _ bool) bool { return a.id <= done })
+	return nil
+}
+
 // restart begins anew where the log cannot be followed: it has lost its tail, or
 // was archived beyond us. Nobody can go on.
 func (f *feed) restart(at *Progress, err error) {
 	for s := range f.subscribers {
 		s.end(err)
 	}
-	f.at = at
+	f.at.progress = at
 }
 
 func (p *Progress) reaches(to *Progress) bool {
@@ -327,14 +359,14 @@ func (p *Progress) reaches(to *Progress) bool {
 	return err == nil && events == 0
 }
 
-func flipped(m *Model, at *Progress) *Batch {
-	return newBatch(m, []Change{{Kind: Flipped, Token: at.TokenText(), ID: changeID(m.Version.Number, at), Version: m.Version.Number}})
+func flipped(m *Model, at standing) *Batch {
+	return newBatch(m, []Change{{Kind: Flipped, Token: at.progress.TokenText(), ID: at.id(), Version: m.Version.Number}})
 }
 
 // started tells a new subscriber where it stands, so that it can resume before
 // anything has changed.
-func started(m *Model, at *Progress) *Batch {
-	return &Batch{Model: m, Alive: true, Changes: []Change{{ID: changeID(m.Version.Number, at), Version: m.Version.Number}}}
+func started(m *Model, at standing) *Batch {
+	return &Batch{Model: m, Alive: true, Changes: []Change{{ID: at.id(), Version: m.Version.Number}}}
 }
 
 // admit makes a joiner a subscriber once it has been told all that the others were
@@ -345,11 +377,11 @@ func (f *feed) admit(ctx context.Context, j *joiner) {
 	if s.gone() {
 		return
 	}
-	if j.at == nil {
+	if j.at.progress == nil {
 		f.enlist(s)
 		return
 	}
-	events, err := j.at.distance(f.at)
+	events, err := j.at.progress.distance(f.at.progress)
 	if err != nil {
 		s.end(err)
 		return
@@ -359,21 +391,50 @@ func (f *feed) admit(ctx context.Context, j *joiner) {
 		f.feeds.running.Go(func() { f.catchUp(f.feeds.ctx, j, m, to) })
 		return
 	}
-	if j.version != f.version {
-		s.tell(flipped(f.model, j.at))
-	}
-	for !j.at.reaches(f.at) {
-		changes, reached, err := f.deriver.step(ctx, f.model, j.at, f.at)
-		if err != nil {
-			s.end(err)
-			return
-		}
-		j.at = reached
-		if len(changes) > 0 {
-			s.tell(newBatch(f.model, changes))
-		}
+	if err := f.bringUp(ctx, j); err != nil {
+		s.end(err)
+		return
 	}
 	f.enlist(s)
+}
+
+// bringUp tells a joiner what the others were told.
+func (f *feed) bringUp(ctx context.Context, j *joiner) error {
+	j.meet(f.model)
+	for !j.at.progress.reaches(f.at.progress) {
+		if err := j.step(ctx, f.deriver, f.model, f.at.progress); err != nil {
+			return err
+		}
+	}
+	changes, err := f.deriver.answered(ctx, f.feeds.pool, f.model, j.at, make(map[answered]bool))
+	switch {
+	case errors.Is(err, errTooManyAnswered):
+		j.subscriber.tell(flipped(f.model, j.at))
+	case err != nil:
+		return err
+	case len(changes) > 0:
+		j.subscriber.tell(newBatch(f.model, changes))
+	}
+	return nil
+}
+
+// meet tells a joiner that another version answers than where it stands, if so.
+func (j *joiner) meet(m *Model) {
+	if !j.at.isOf(m.Version) {
+		j.at = standingAt(m.Version, j.at.requests, j.at.progress)
+		j.subscriber.tell(flipped(m, j.at))
+	}
+}
+
+func (j *joiner) step(ctx context.Context, d *deriver, m *Model, to *Progress) error {
+	changes, reached, err := d.step(ctx, m, j.at, to)
+	if err != nil {
+		return err
+	}
+	if j.at = reached; len(changes) > 0 {
+		j.subscriber.tell(newBatch(m, changes))
+	}
+	return nil
 }
 
 func (f *feed) enlist(s *Subscriber) {
@@ -384,31 +445,21 @@ func (f *feed) enlist(s *Subscriber) {
 
 // catchUp brings a joiner near, no faster than it takes what it is told, and hands
 // it back to the feed.
-func (f *feed) catchUp(ctx context.Context, j *joiner, m *Model, to *Progress) {
+func (f *feed) catchUp(ctx context.Context, j *joiner, m *Model, to standing) {
 	s, d := j.subscriber, f.feeds.deriver()
-	if err := d.prepare(ctx, f.feeds.pool); err != nil {
-		s.end(err)
-		return
-	}
-	if j.version != m.Version.Number {
-		j.version = m.Version.Number
-		s.tell(flipped(m, j.at))
-	}
-	for events, _ := j.at.distance(to); events > nearby; events, _ = j.at.distance(to) {
+	err := d.prepare(ctx, f.feeds.pool)
+	j.meet(m)
+	for err == nil {
+		if events, _ := j.at.progress.distance(to.progress); events <= nearby {
+			err = f.feeds.join(f.name, j, to)
+			break
+		}
 		if !s.awaitRoom(ctx) {
 			return
 		}
-		changes, reached, err := d.step(ctx, m, j.at, to)
-		if err != nil {
-			s.end(err)
-			return
-		}
-		j.at = reached
-		if len(changes) > 0 {
-			s.tell(newBatch(m, changes))
-		}
+		err = j.step(ctx, d, m, to.progress)
 	}
-	if err := f.feeds.join(f.name, j, to); err != nil {
+	if err != nil {
 		s.end(err)
 	}
 }

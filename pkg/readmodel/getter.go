@@ -21,6 +21,7 @@ type snapshot struct {
 	progress *Progress
 	parked   []event.Position // of the written marks that were asked about
 	begun    uint64           // the clock of validity before the statement
+	requests int64            // that were carried out before the statement, see [standing]
 	at       time.Time        // before the statement
 }
 
@@ -157,13 +158,18 @@ func (g *getter) answer(batch []*get) {
 // read reads several rows in one snapshot.
 func (g *getter) read(ctx context.Context, keys []string, marks []event.Mark) (map[string][]byte, *snapshot, error) {
 	categories, slots, seqs := markColumns(marks)
-	s := &snapshot{begun: g.validity.now(), at: time.Now()}
+	s := g.validity.begin()
 	found := make(map[string][]byte, len(keys))
 	rows, err := g.pool.Query(ctx, g.sql, g.version.Projection, g.version.Number, categories, slots, seqs, keys)
 	if err != nil {
 		return nil, nil, err
 	}
 	return found, s, s.scan(rows, func(key string, data []byte) { found[key] = data })
+}
+
+// begin is to be called before reading what a snapshot shows.
+func (v *validity) begin() *snapshot {
+	return &snapshot{begun: v.now(), requests: v.requests.Load(), at: time.Now()}
 }
 
 // queue adds the reading of the snapshot to a pipeline.

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
-	"time"
 
 	"github.com/jackc/pgx/v5"
 
@@ -170,7 +169,7 @@ func (l *listing) read(ctx context.Context, m *Model, marks []event.Mark) (*entr
 		return nil, err
 	}
 	rows := l.sql(s, m.Version.Table(), where, order)
-	e := &entry{page: new(Page), keys: boundKeys(l.query.Where), of: &snapshot{begun: l.reader.watcher.validity.now(), at: time.Now()}}
+	e := &entry{page: new(Page), keys: boundKeys(l.query.Where), of: l.reader.watcher.validity.begin()}
 	trip := &pgx.Batch{}
 	e.of.queue(trip, m.Version, marks)
 	trip.Queue(rows, s.args...).Query(e.page.scan)

@@ -135,6 +135,7 @@ type Answer struct {
 	AsOf time.Time
 
 	progress *Progress
+	requests int64 // see [standing]
 	asked    event.Token
 	stream   string // the row's key, when one stream feeds it
 	byStream bool
@@ -171,7 +172,7 @@ func (a Answer) TokenText() string {
 
 // ChangeID returns the id behind which [Feeds.Subscribe] goes on from the answer
 // without a gap.
-func (a Answer) ChangeID() string { return changeID(a.Version.Number, a.progress) }
+func (a Answer) ChangeID() string { return standingAt(a.Version, a.requests, a.progress).id() }
 
 func isNotActive(err error) bool { return errors.Is(err, errNotActive) }
 
@@ -307,7 +308,7 @@ func (r *Reader) judge(m *Model, of *snapshot, pinned bool, from Answer, fresh F
 // from says where an answer comes from. It contains all that the version had
 // applied when it was read, and what that was is known since the last look.
 func (r *Reader) from(m *Model, of *snapshot, fresh Fresh) Answer {
-	from := Answer{Version: m.Version, progress: of.progress, asked: fresh.Token, byStream: !m.Plan.Shared()}
+	from := Answer{Version: m.Version, progress: of.progress, requests: of.requests, asked: fresh.Token, byStream: !m.Plan.Shared()}
 	if behind, at, known := r.watcher.lag(m.id); known {
 		if of.at.Before(at) {
 			at = of.at

@@ -18,6 +18,8 @@ type validity struct {
 	flushed atomic.Uint64 // the clock when everything was invalidated last
 	until   atomic.Int64  // the time, in ns of Unix, until which invalidations can be relied on
 
+	requests atomic.Int64 // up to which requests about parked streams were carried out, as a look found
+
 	mu       sync.RWMutex
 	versions map[versionID]*stamps
 }
