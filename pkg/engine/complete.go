@@ -11,7 +11,6 @@ import (
 	"github.com/refoldhq/refold/pkg/event"
 	"github.com/refoldhq/refold/pkg/eventstore"
 	"github.com/refoldhq/refold/pkg/projection"
-	"github.com/refoldhq/refold/pkg/readmodel"
 	"github.com/refoldhq/refold/pkg/registry"
 )
 
@@ -129,39 +128,55 @@ func (w *worker) checkPlan(ctx context.Context) error {
 	return nil
 }
 
-// complete gives rows that lack fields which are new in the plan what the log
-// makes of their streams up to the batch, while the version is being completed;
-// and rows that are not there too, because the former plan may not have made
-// them. What is folded is what the owner has applied, so the row that the batch
-// writes is whole. An event which only the new plan cannot apply holds the
-// partition up: the former plan has applied it, so whoever completes the version
-// has to give up.
-func (w *worker) complete(ctx context.Context, b *batch, keys []string) error {
+// lacking returns, while the version is being completed, which of the rows are
+// not there with every field of the plan. It is asked before rows are read: one
+// that is whole here stays so, one that is not may be filled at any moment.
+func (w *worker) lacking(ctx context.Context, keys []string) (map[string]bool, error) {
 	v, plan := w.feed.Version, w.feed.Plan
-	if !v.Completing || plan.Shared() || len(keys) == 0 {
-		return nil
+	if !v.Completing || plan.Shared() {
+		return nil, nil
 	}
-	whole, err := wholeRows(ctx, w.conn, v, plan, keys)
+	var names []string
+	for _, f := range plan.Fields() {
+		names = append(names, f.Name)
+	}
+	rows, err := w.conn.Query(ctx, `select k from unnest($1::text[]) k where not exists (select from `+v.Table()+` where key = k and data ?& $2)`, keys, names)
 	if err != nil {
-		return err
+		return nil, fmt.Errorf("looking for rows that lack fields: %w", err)
 	}
+	lacking := make(map[string]bool)
+	var key string
+	_, err = pgx.ForEachRow(rows, []any{&key}, func() error {
+		lacking[key] = true
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("looking for rows that lack fields: %w", err)
+	}
+	return lacking, nil
+}
+
+// complete gives rows that lack fields which are new in the plan what the log
+// makes of their streams up to the batch; and rows that are not there too, because
+// the former plan may not have made them. What is folded is what the owner has
+// applied, so the row that the batch writes is whole. An event which only the new
+// plan cannot apply holds the partition up: the former plan has applied it, so
+// whoever completes the version has to give up.
+func (w *worker) complete(ctx context.Context, b *batch, lacking map[string]bool) error {
 	var ranges []StreamRange
-	lacking := make(map[string]bool, len(keys))
-	for _, key := range keys {
-		lacking[key] = !whole[key]
-	}
 	for i := range b.events {
-		e, retried := &b.events[i].event, b.events[i].source == fromParked
-		if lacking[e.Stream] && (retried || !w.parked[e.Stream]) {
-			lacking[e.Stream] = false
+		e := &b.events[i].event
+		if lacking[e.Stream] && (b.events[i].source == fromParked || !w.parked[e.Stream]) {
+			delete(lacking, e.Stream) // this is its first event of the batch
 			ranges = append(ranges, StreamRange{Stream: e.Stream, UpTo: e.Seq - 1})
 		}
 	}
 	if len(ranges) == 0 {
 		return nil
 	}
+	v := w.feed.Version
 	rows := make(map[string]*projection.Row, len(ranges))
-	fold := StreamFold{Projection: v.Projection, Plan: plan, Category: w.category, Schemas: w.engine.schemas}
+	fold := StreamFold{Projection: v.Projection, Plan: w.feed.Plan, Category: w.category, Schemas: w.engine.schemas}
 	_, poisoned, err := fold.Into(ctx, w.conn, ranges, rows)
 	if err != nil {
 		return err
@@ -173,26 +188,4 @@ func (w *worker) complete(ctx context.Context, b *batch, keys []string) error {
 		b.rows[stream].row = row
 	}
 	return nil
-}
-
-// wholeRows returns which of the rows are there with every field of the plan.
-func wholeRows(ctx context.Context, q Querier, v readmodel.Version, plan *projection.Plan, keys []string) (map[string]bool, error) {
-	var names []string
-	for _, f := range plan.Fields() {
-		names = append(names, f.Name)
-	}
-	rows, err := q.Query(ctx, `select key from `+v.Table()+` where key = any($1) and data ?& $2`, keys, names)
-	if err != nil {
-		return nil, fmt.Errorf("looking for rows that lack fields: %w", err)
-	}
-	whole := make(map[string]bool, len(keys))
-	var key string
-	_, err = pgx.ForEachRow(rows, []any{&key}, func() error {
-		whole[key] = true
-		return nil
-	})
-	if err != nil {
-		return nil, fmt.Errorf("looking for rows that lack fields: %w", err)
-	}
-	return whole, nil
 }

@@ -55,10 +55,14 @@ func (w *worker) load(ctx context.Context, b *batch) error {
 		}
 	}
 	if missing := w.rows.lookUp(keys); len(missing) > 0 {
+		lacking, err := w.lacking(ctx, missing)
+		if err != nil {
+			return err
+		}
 		if err := w.read(ctx, b, missing); err != nil {
 			return err
 		}
-		return w.complete(ctx, b, missing)
+		return w.complete(ctx, b, lacking)
 	}
 	return nil
 }

@@ -52,7 +52,7 @@ func (r *Rebuilder) Run(ctx context.Context, name string, options Options, watch
 // work takes the rebuild up and does its steps, again and again while what ends
 // them is transient.
 func (j *job) work(ctx context.Context, kind Kind, options Options) error {
-	if err := j.begin(ctx, kind, options); err != nil {
+	if err := j.takeUp(ctx, kind, options); err != nil {
 		return err
 	}
 	working, cancel := context.WithCancelCause(ctx)
@@ -91,6 +91,21 @@ func (j *job) work(ctx context.Context, kind Kind, options Options) error {
 			return err
 		}
 		j.meter.wait("")
+	}
+}
+
+// takeUp begins, and tries again while the database is away.
+func (j *job) takeUp(ctx context.Context, kind Kind, options Options) error {
+	for wait := 200 * time.Millisecond; ; wait = min(2*wait, 3*time.Second) {
+		err := j.begin(ctx, kind, options)
+		if !transient(err) {
+			return err
+		}
+		j.log.Warn("the rebuild cannot begin and tries again", "err", err)
+		j.reconnect(ctx)
+		if err := pause(ctx, wait); err != nil {
+			return err
+		}
 	}
 }
 

@@ -94,17 +94,19 @@ func (s *session) close() {
 
 // keepLease renews the lease while no rebuild is under way, until stop is called.
 func (j *job) keepLease(ctx context.Context) (stop func()) {
-	renewing, cancel := context.WithCancel(ctx)
+	ending, end := context.WithCancel(ctx)
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		for pause(renewing, j.cfg.LeaseTime/4) == nil {
-			if err := j.lease.Renew(renewing, j.session.conn); err != nil && renewing.Err() == nil {
+		for pause(ending, j.cfg.LeaseTime/4) == nil {
+			renewing, cancel := context.WithTimeout(ctx, j.cfg.LeaseTime/2) // not cut off by end, which would close the connection
+			if err := j.lease.Renew(renewing, j.session.conn); err != nil {
 				j.log.Warn("the lease could not be renewed", "err", err) // the fence decides
 			}
+			cancel()
 		}
 	}()
-	return func() { cancel(); <-done }
+	return func() { end(); <-done }
 }
 
 // heartbeat renews the lease, writes the progress down and looks what somebody

@@ -76,7 +76,13 @@ func setup(t testing.TB, definitions ...string) *world {
 	if os.Getenv("REFOLD_TEST_KAFKA") == "real" {
 		brokers = devstack.RealKafka
 	}
-	w := &world{t: t, ctx: t.Context(), pool: devstack.MigratedDatabase(t), brokers: brokers(t), ids: make(map[string]int), seqs: make(map[int]int64),
+	return setupOn(t, devstack.MigratedDatabase(t), brokers(t), definitions...)
+}
+
+// setupOn makes a world on a database and brokers of the test's own.
+func setupOn(t testing.TB, pool *pgxpool.Pool, brokers []string, definitions ...string) *world {
+	t.Helper()
+	w := &world{t: t, ctx: t.Context(), pool: pool, brokers: brokers, ids: make(map[string]int), seqs: make(map[int]int64),
 		last: make(map[int]event.ID), versions: make(map[string]int64), now: 1_700_000_000_000_000}
 	w.exec(`with c as (insert into refold.category (name, slots, partitions, topic) values ('User', 16, 4, $1) returning id)
 		insert into refold.slot (category, slot) select id, generate_series(0, 15) from c`, w.topic())
