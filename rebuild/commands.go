@@ -11,12 +11,13 @@ type planCommand struct {
 	Name   string `arg:"" help:"Projection."`
 	Source string `help:"Where the history would be read." enum:"topic,eventstore,auto" default:"topic"`
 	Rate   int    `help:"Most events read in a second." default:"0"`
+	Deep   bool   `help:"Read and fold the whole history: proves that it is whole, and counts."`
 }
 
 // Run prints the plan.
 func (p *planCommand) Run(ctx context.Context, c *cli) error {
 	return c.with(ctx, func(r *rebuilder.Rebuilder) error {
-		plan, err := r.Plan(ctx, p.Name, rebuilder.Options{Source: rebuilder.Source(p.Source), Rate: p.Rate})
+		plan, err := r.Plan(ctx, p.Name, rebuilder.Options{Source: rebuilder.Source(p.Source), Rate: p.Rate}, p.Deep)
 		if err != nil {
 			return err
 		}

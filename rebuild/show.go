@@ -187,6 +187,11 @@ func (c *cli) printPlan(p rebuilder.Plan) error {
 			fmt.Fprintf(w, "  %s\t%s\t%s\n", f.Name, f.Change, f.Detail)
 		}
 		w.Flush()
+		if p.Deep {
+			fmt.Printf("  all %d events (%d MiB) were read and folded in %s: they make %d rows and park %d streams\n", p.Events, p.Bytes>>20,
+				time.Duration(p.Seconds*float64(time.Second)).Round(time.Millisecond), p.Rows, p.Parked)
+			return
+		}
 		fmt.Printf("  a rebuild reads %d events (about %d MiB), makes about %d rows, takes about %s and up to %d MiB\n", p.Events, p.Bytes>>20, p.Rows,
 			time.Duration(p.Seconds*float64(time.Second)).Round(time.Second), p.Memory>>20)
 		if !p.Complete {

@@ -207,6 +207,7 @@ type standing struct{ why string }
 
 func (s *standing) Error() string { return s.why }
 
-func groupName(prefix string, v readmodel.Version) string {
+// GroupName is the name of the group that feeds a version.
+func GroupName(prefix string, v readmodel.Version) string {
 	return fmt.Sprintf("%s.%s.v%d", prefix, v.Projection, v.Number)
 }

@@ -99,7 +99,7 @@ func (f *feeder) connect() error {
 	for topic := range f.categories {
 		topics = append(topics, topic)
 	}
-	f.client, err = kgo.NewClient(append(options, kgo.ConsumerGroup(groupName(f.engine.cfg.Prefix, f.feed.Version)), kgo.ConsumeTopics(topics...),
+	f.client, err = kgo.NewClient(append(options, kgo.ConsumerGroup(GroupName(f.engine.cfg.Prefix, f.feed.Version)), kgo.ConsumeTopics(topics...),
 		kgo.ConsumeResetOffset(kgo.NoResetOffset()), kgo.DisableAutoCommit(), kgo.Balancers(kgo.CooperativeStickyBalancer()), kgo.BlockRebalanceOnPoll(),
 		kgo.SessionTimeout(10*time.Second), kgo.HeartbeatInterval(time.Second), kgo.RebalanceTimeout(20*time.Second),
 		kgo.FetchMaxWait(500*time.Millisecond), kgo.FetchMaxBytes(8<<20), kgo.FetchMaxPartitionBytes(1<<20),

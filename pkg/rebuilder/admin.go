@@ -7,7 +7,10 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kerr"
 
+	"github.com/refoldhq/refold/pkg/engine"
 	"github.com/refoldhq/refold/pkg/postgres"
 	"github.com/refoldhq/refold/pkg/readmodel"
 )
@@ -125,8 +128,41 @@ func (j *job) giveUp(ctx context.Context, because error) error {
 	return nil
 }
 
-// drop drops the table of a retired version.
+// drop drops the table of a retired version, and forgets its group.
 func (r *Rebuilder) drop(ctx context.Context, v readmodel.Version) error {
+	if err := r.dropTable(ctx, v); err != nil {
+		return err
+	}
+	if err := r.dropGroup(ctx, v); err != nil { // nothing depends on it
+		r.deps.Logger.Warn("the group of a retired version stays", "projection", v.Projection, "version", v.Number, "err", err)
+	}
+	return nil
+}
+
+// groupPatience is how long the members of a group have to leave it: engines hear
+// of a retirement at once, and look every half second.
+const groupPatience = 5 * time.Second
+
+func (r *Rebuilder) dropGroup(ctx context.Context, v readmodel.Version) error {
+	client, err := r.client()
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	asking, cancel := context.WithTimeout(ctx, groupPatience)
+	defer cancel()
+	for {
+		_, err := kadm.NewClient(client).DeleteGroup(asking, engine.GroupName(r.cfg.Prefix, v))
+		if err == nil || errors.Is(err, kerr.GroupIDNotFound) {
+			return nil
+		}
+		if pause(asking, 200*time.Millisecond) != nil {
+			return err
+		}
+	}
+}
+
+func (r *Rebuilder) dropTable(ctx context.Context, v readmodel.Version) error {
 	conn, err := r.connect(ctx, v.Projection)
 	if err != nil {
 		return err

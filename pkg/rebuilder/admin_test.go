@@ -6,8 +6,11 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+	"github.com/twmb/franz-go/pkg/kadm"
 
+	"github.com/refoldhq/refold/pkg/engine"
 	"github.com/refoldhq/refold/pkg/postgres"
+	"github.com/refoldhq/refold/pkg/readmodel"
 )
 
 func TestIndexesAreChangedInPlace(t *testing.T) {
@@ -19,7 +22,7 @@ func TestIndexesAreChangedInPlace(t *testing.T) {
 	stop()
 	before := w.rows("own", 1)
 	w.define(strings.Replace(ownYAML, "[email]}", "[id, email]}", 1))
-	plan, err := w.rebuilder().Plan(w.ctx, "own", Options{})
+	plan, err := w.rebuilder().Plan(w.ctx, "own", Options{}, false)
 	require.NoError(t, err)
 	require.Equal(t, "index", plan.Change)
 	done, err := w.run("own", Options{})
@@ -29,7 +32,7 @@ func TestIndexesAreChangedInPlace(t *testing.T) {
 	require.Equal(t, before, w.rows("own", 1))
 	require.EqualValues(t, 1, w.number(`select count(*) from pg_indexes where tablename = 'rows_own_v1' and indexdef like '%''id''%''email''%'`))
 	require.EqualValues(t, 2, w.number(`select count(*) from pg_indexes where tablename = 'rows_own_v1'`), "the primary key and the new one")
-	plan, err = w.rebuilder().Plan(w.ctx, "own", Options{})
+	plan, err = w.rebuilder().Plan(w.ctx, "own", Options{}, false)
 	require.NoError(t, err)
 	require.Equal(t, "none", plan.Change)
 }
@@ -57,6 +60,29 @@ func TestPauseHoldsTheLoadUpAndResumeLetsItGo(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, Done, now.State)
 	require.ErrorIs(t, r.Pause(w.ctx, id), ErrState)
+}
+
+// A deep plan counts what a build makes, and finds what is missing in the middle.
+func TestDeepPlanReadsEverything(t *testing.T) {
+	t.Parallel()
+	w := setup(t, ownYAML)
+	w.history(20, 3)
+	plan, err := w.rebuilder().Plan(w.ctx, "own", Options{}, true)
+	require.NoError(t, err)
+	require.True(t, plan.Deep && plan.Complete, "%+v", plan)
+	require.EqualValues(t, w.number(`select count(*) from refold.event`), plan.Events)
+	require.EqualValues(t, 20, plan.Rows)
+	lost := w.event("user-1", "never produced")
+	w.insert(lost)
+	w.append(w.event("user-1", "behind it"))
+	plan, err = w.rebuilder().Plan(w.ctx, "own", Options{}, false)
+	require.NoError(t, err)
+	require.True(t, plan.Complete, "the ends look well")
+	plan, err = w.rebuilder().Plan(w.ctx, "own", Options{}, true)
+	require.NoError(t, err)
+	require.False(t, plan.Complete)
+	require.Contains(t, plan.Why, lost.Position().String())
+	require.EqualValues(t, 0, w.number(`select count(*) from refold.rebuild`))
 }
 
 // Progress never falls, across a kill too.
@@ -112,6 +138,9 @@ func TestManualPromotionWaitsAndKeptVersionsAreSwept(t *testing.T) {
 	require.EqualValues(t, 0, w.number(`select count(*) from pg_class where relname = 'rows_own_v1'`))
 	_, err = r.RollBack(w.ctx, "own")
 	require.ErrorIs(t, err, ErrNoFormer)
+	groups, err := kadm.NewClient(w.client).ListGroups(w.ctx)
+	require.NoError(t, err)
+	require.NotContains(t, groups, engine.GroupName(w.topic(), readmodel.Version{Projection: "own", Number: 1}))
 }
 
 // A load whose job has lost its lease is refused at its commit, and one that was

@@ -32,7 +32,12 @@ type Plan struct {
 	Memory  int64         `json:"memoryBytes"`
 	// Complete tells whether the source seems to hold the whole history; Why says
 	// what speaks against it. Only the load itself proves it.
-	Complete bool     `json:"complete"`
+	Complete bool `json:"complete"`
+	// Deep says that everything was read and folded: then the figures are counts
+	// (rows of shared rows before their parts are merged), the time is that of the
+	// fold, and Parked is how many streams a fresh version would park.
+	Deep     bool     `json:"deep,omitempty"`
+	Parked   int      `json:"parked,omitempty"`
 	Why      string   `json:"why,omitempty"`
 	Warnings []string `json:"warnings,omitempty"`
 }
@@ -48,8 +53,9 @@ type FieldChange struct {
 // of the projection was made yet.
 const assumedRate = 300_000
 
-// Plan says what Run would do. It changes nothing.
-func (r *Rebuilder) Plan(ctx context.Context, name string, options Options) (Plan, error) {
+// Plan says what Run would do. It changes nothing. deep reads and folds the whole
+// history, where else only its ends are looked at.
+func (r *Rebuilder) Plan(ctx context.Context, name string, options Options, deep bool) (Plan, error) {
 	options, err := options.withDefaults()
 	if err != nil {
 		return Plan{}, err
@@ -81,7 +87,10 @@ func (r *Rebuilder) Plan(ctx context.Context, name string, options Options) (Pla
 			p.Rows = info.Rows
 		}
 	}
-	return p, r.cost(ctx, &p, deployed, options)
+	if err := r.cost(ctx, &p, deployed, options); err != nil || !deep {
+		return p, err
+	}
+	return p, r.deep(ctx, &p, deployed, options)
 }
 
 func (r *Rebuilder) cost(ctx context.Context, p *Plan, plan *projection.Plan, options Options) error {

@@ -41,7 +41,7 @@ func TestTruncatedTopicIsRefusedOrReadFromTheEventStore(t *testing.T) {
 	require.Positive(t, missing.First)
 	require.ErrorContains(t, err, "--source=eventstore")
 	require.Equal(t, 1, w.active("own"), "the old version serves on")
-	plan, err := w.rebuilder().Plan(w.ctx, "own", Options{})
+	plan, err := w.rebuilder().Plan(w.ctx, "own", Options{}, false)
 	require.NoError(t, err)
 	require.False(t, plan.Complete)
 	done, err := w.run("own", Options{Source: FromEither})
