@@ -55,6 +55,9 @@ func (c *verifyCommand) Run(ctx context.Context, s *service.Settings) error {
 	}
 	defer pool.Close()
 	report, err := verify(ctx, s, pool, c.Settle)
+	if err != nil && report.Log.Categories == 0 {
+		return err // nothing was looked at
+	}
 	if printed := report.print(c.Output); err == nil {
 		err = printed
 	}

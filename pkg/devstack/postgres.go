@@ -99,8 +99,10 @@ func (p *Postgres) choosePlace() (err error) {
 		}
 	}
 	if p.cfg.Dir != "" {
-		p.cfg.Dir, err = filepath.Abs(p.cfg.Dir)
-		return err
+		if p.cfg.Dir, err = filepath.Abs(p.cfg.Dir); err != nil {
+			return err
+		}
+		return os.MkdirAll(filepath.Dir(p.cfg.Dir), 0o755) // the account passes through it
 	}
 	if p.temporary, err = newFolder("refold-postgres-"); err != nil {
 		return err

@@ -85,6 +85,13 @@ func TestFolderThatTheServersUserCannotReachIsNamed(t *testing.T) {
 	require.ErrorContains(t, err, "may not enter "+closed)
 }
 
+func TestFoldersAboveTheDataAreMade(t *testing.T) {
+	t.Parallel()
+	dir := filepath.Join(openFolder(t), "not", "there", "data")
+	server := startPostgres(t, devstack.PostgresConfig{Dir: dir})
+	require.Equal(t, dir, server.Dir())
+}
+
 func TestFolderWithSomethingElseInItIsLeftAlone(t *testing.T) {
 	t.Parallel()
 	dir := openFolder(t)

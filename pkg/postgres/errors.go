@@ -106,7 +106,7 @@ func classOfCode(code string) Class {
 
 func isNetwork(err error) bool {
 	var connecting *pgconn.ConnectError
-	var network net.Error
+	var network *net.OpError // not net.Error, which every errno is, those of files too
 	return errors.As(err, &connecting) || errors.As(err, &network) ||
 		errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) ||
 		errors.Is(err, net.ErrClosed) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) || errors.Is(err, pgconn.ErrConnClosed)

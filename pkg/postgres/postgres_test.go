@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net"
+	"os"
 	"sync"
 	"testing"
 	"time"
@@ -109,6 +110,8 @@ func TestErrorsOfTheServerHaveTheirClass(t *testing.T) {
 		require.True(t, postgres.IsCode(err, code))
 	}
 	require.Equal(t, postgres.ClassNone, postgres.Classify(nil))
+	_, err := os.Stat("/not/there")
+	require.Equal(t, postgres.ClassOther, postgres.Classify(err), "files have errnos too")
 	require.Equal(t, postgres.ClassCanceled, postgres.Classify(context.Canceled))
 	require.False(t, postgres.Transient(errors.New("a bug")))
 }
