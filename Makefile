@@ -6,6 +6,8 @@ LINT_VERSION := v2.15.0
 BIN          := $(CURDIR)/.cache/bin
 LINT         := $(BIN)/golangci-lint-$(LINT_VERSION)
 
+SHELL := bash
+
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 PROGRAMS := $(wildcard writer projector rebuild)
 
@@ -22,7 +24,7 @@ PARALLEL   ?= 2
 TEST_FLAGS ?= -count=1 -timeout=20m
 
 .DEFAULT_GOAL := build
-.PHONY: build run test suites check lint bench torture clean
+.PHONY: build run test suites check lint bench torture chart kube clean
 
 ## build: compile the programs into bin/
 build:
@@ -46,6 +48,7 @@ suites:
 	go test -race -p $(PARALLEL) $(TEST_FLAGS) $(RACE) || status=1; \
 	go test -p $(PARALLEL) $(TEST_FLAGS) $$(go list $(patsubst %,./%/...,$(wildcard pkg writer projector rebuild schemas)) | grep -vFx "$$(go list $(RACE))") || status=1; \
 	go test -p 1 $(TEST_FLAGS) ./test/... || status=1; \
+	(cd test/chart && go test $(TEST_FLAGS) ./...) || status=1; \
 	exit $$status
 
 ## check: format, vet, linters, import order, contracts
@@ -72,6 +75,14 @@ bench:
 DURATION ?= 10m
 torture:
 	REFOLD_TORTURE=$(DURATION) REFOLD_BROKERS=3 REFOLD_STOPS=100 go test -count=1 -timeout=0 -v ./test/torture/ $(ARGS)
+
+## chart: make the chart's README and schema from its values, and its golden renders
+chart:
+	cd test/chart && go run . && go test -run Golden . -update
+
+## kube: prove the chart on the cluster that $$KUBE_LAB/kube.sh starts (ARGS names stages; all of them are kept in last-run.txt)
+kube:
+	@test/kube/run.sh $(ARGS) | tee $(if $(ARGS),/dev/null,test/kube/last-run.txt); exit $${PIPESTATUS[0]}
 
 ## clean: remove what was built
 clean:

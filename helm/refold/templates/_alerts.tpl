@@ -81,7 +81,7 @@
     summary: A projection has stopped
     description: '{{ "{{ $value }}" }} slots or partitions of {{ "{{ $labels.projection }}" }} take no events, because history is missing or differs.'
 - alert: RefoldStreamsParked
-  expr: max by (projection) (refold_projection_parked_streams{ {{- $s -}} }) > 0
+  expr: sum by (projection) (refold_projection_parked_streams{ {{- $s -}} }) > 0
   for: 1m
   labels: {severity: warning}
   annotations:

@@ -78,9 +78,17 @@ annotations:
 {{- toJson $all }}
 {{- end }}
 
-{{- /* Name of the CronJob of a projection: (dict "root" $ "projection" p). A Job's name is longer by 11. */}}
+{{- /* <fullname>-<rest>, at most 52 characters, so that Jobs and pods can add theirs; what is cut off
+     is told apart by a hash: (dict "root" $ "rest" "projector-users"). */}}
+{{- define "refold.childName" -}}
+{{- $name := printf "%s-%s" (include "refold.fullname" .root) .rest }}
+{{- if gt (len $name) 52 }}{{ $name = printf "%s-%s" ($name | trunc 43 | trimSuffix "-") ($name | sha256sum | trunc 8) }}{{ end }}
+{{- $name }}
+{{- end }}
+
+{{- /* Name of the CronJob of a projection: (dict "root" $ "projection" p). */}}
 {{- define "refold.rebuildName" -}}
-{{- printf "%s-rebuild-%s" (include "refold.fullname" .root) (include "refold.kebab" .projection) | trunc 52 | trimSuffix "-" }}
+{{- include "refold.childName" (dict "root" .root "rest" (printf "rebuild-%s" (include "refold.kebab" .projection))) }}
 {{- end }}
 
 {{- define "refold.scheme" -}}

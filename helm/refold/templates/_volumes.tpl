@@ -4,6 +4,12 @@
 {{- end }}
 {{- end }}
 
+{{- define "refold.eventsVolume" -}}
+{{- $name := printf "events-%s" (lower .) }}
+{{- if gt (len $name) 63 }}{{ $name = printf "%s-%s" (trunc 54 $name) (. | sha256sum | trunc 8) }}{{ end }}
+{{- $name }}
+{{- end }}
+
 {{- /* What a role mounts, as a YAML list of {name, mountPath, source}: from it both lists of a pod
      are made, so that they cannot differ. */}}
 {{- define "refold.mounted" -}}
@@ -39,10 +45,10 @@
 {{- end }}
 {{- if .contracts }}
 {{- range $category, $_ := $v.contracts.events }}
-- {name: events-{{ lower $category }}, path: /etc/refold/schemas/events/{{ $category }}, source: {configMap: {name: {{ $full }}-events-{{ lower $category }}}}}
+- {name: {{ include "refold.eventsVolume" $category }}, path: /etc/refold/schemas/events/{{ $category }}, source: {configMap: {name: {{ $full }}-events-{{ lower $category }}}}}
 {{- end }}
 {{- range $category, $name := $v.contracts.existing.events }}
-- {name: events-{{ lower $category }}, path: /etc/refold/schemas/events/{{ $category }}, source: {configMap: {name: {{ $name }}}}}
+- {name: {{ include "refold.eventsVolume" $category }}, path: /etc/refold/schemas/events/{{ $category }}, source: {configMap: {name: {{ $name }}}}}
 {{- end }}
 {{- if $v.contracts.projections }}
 - {name: projections, path: /etc/refold/schemas/projections, source: {configMap: {name: {{ $full }}-projections}}}

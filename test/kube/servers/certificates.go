@@ -9,68 +9,61 @@ import (
 	"encoding/pem"
 	"fmt"
 	"math/big"
-	"os"
-	"path/filepath"
 	"time"
 )
 
-// certificates are those of one server, PEM.
-type certificates struct {
-	certificate, key []byte
-	bundle           string // file with key and certificate, as Kafka reads them
+// pair is a certificate and its key, PEM.
+type pair struct{ certificate, key []byte }
+
+// authority signs certificates for as long as the process runs.
+type authority struct {
+	pair
+	parsed *x509.Certificate
+	signer *ecdsa.PrivateKey
 }
 
-// issue makes an authority and a certificate for host, and writes ca.crt and
-// the bundle into dir. The authority's key is not kept.
-func issue(dir, host string) (c certificates, err error) {
-	authority, authorityKey, err := sign(&x509.Certificate{Subject: pkix.Name{CommonName: "refold on the lab"}, IsCA: true, BasicConstraintsValid: true,
-		KeyUsage: x509.KeyUsageCertSign}, nil, nil)
-	if err != nil {
-		return c, err
-	}
-	own, ownKey, err := sign(&x509.Certificate{Subject: pkix.Name{CommonName: host}, DNSNames: []string{host}, KeyUsage: x509.KeyUsageDigitalSignature,
-		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}}, authority, authorityKey)
-	if err != nil {
-		return c, err
-	}
-	der, err := x509.MarshalPKCS8PrivateKey(ownKey)
-	if err != nil {
-		return c, fmt.Errorf("encoding the key of %s: %w", host, err)
-	}
-	c = certificates{
-		certificate: pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: own.Raw}),
-		key:         pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}),
-		bundle:      filepath.Join(dir, "kafka.pem"),
-	}
-	trusted := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: authority.Raw})
-	for path, text := range map[string][]byte{filepath.Join(dir, "ca.crt"): trusted, c.bundle: append(c.key[:len(c.key):len(c.key)], c.certificate...)} {
-		if err := os.WriteFile(path, text, 0o600); err != nil {
-			return c, fmt.Errorf("writing certificates: %w", err)
-		}
-	}
-	return c, nil
+func newAuthority() (*authority, error) {
+	a := &authority{}
+	var err error
+	a.pair, a.parsed, a.signer, err = sign(&x509.Certificate{Subject: pkix.Name{CommonName: "refold on the lab"}, IsCA: true, BasicConstraintsValid: true,
+		KeyUsage: x509.KeyUsageCertSign}, nil)
+	return a, err
 }
 
-// sign makes a key and its certificate, self-signed without a parent.
-func sign(template, parent *x509.Certificate, parentKey *ecdsa.PrivateKey) (*x509.Certificate, *ecdsa.PrivateKey, error) {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		return nil, nil, fmt.Errorf("making a key: %w", err)
+// issue makes a certificate for hosts.
+func (a *authority) issue(hosts ...string) (pair, error) {
+	issued, _, _, err := sign(&x509.Certificate{Subject: pkix.Name{CommonName: hosts[0]}, DNSNames: hosts, KeyUsage: x509.KeyUsageDigitalSignature,
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}}, a)
+	return issued, err
+}
+
+// sign makes a key and its certificate, which signs itself without a parent.
+func sign(template *x509.Certificate, parent *authority) (p pair, parsed *x509.Certificate, key *ecdsa.PrivateKey, err error) {
+	failed := func(err error) (pair, *x509.Certificate, *ecdsa.PrivateKey, error) {
+		return pair{}, nil, nil, fmt.Errorf("making a certificate for %s: %w", template.Subject.CommonName, err)
+	}
+	if key, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader); err != nil {
+		return failed(err)
 	}
 	if template.SerialNumber, err = rand.Int(rand.Reader, big.NewInt(1<<62)); err != nil {
-		return nil, nil, fmt.Errorf("making a serial number: %w", err)
+		return failed(err)
 	}
 	template.NotBefore, template.NotAfter = time.Now().Add(-time.Hour), time.Now().Add(24*time.Hour)
-	if parent == nil {
-		parent, parentKey = template, key
+	signer := &authority{parsed: template, signer: key}
+	if parent != nil {
+		signer = parent
 	}
-	der, err := x509.CreateCertificate(rand.Reader, template, parent, &key.PublicKey, parentKey)
+	der, err := x509.CreateCertificate(rand.Reader, template, signer.parsed, &key.PublicKey, signer.signer)
 	if err != nil {
-		return nil, nil, fmt.Errorf("signing the certificate of %s: %w", template.Subject.CommonName, err)
+		return failed(err)
 	}
-	certificate, err := x509.ParseCertificate(der)
+	if parsed, err = x509.ParseCertificate(der); err != nil {
+		return failed(err)
+	}
+	private, err := x509.MarshalPKCS8PrivateKey(key)
 	if err != nil {
-		return nil, nil, fmt.Errorf("reading back the certificate of %s: %w", template.Subject.CommonName, err)
+		return failed(err)
 	}
-	return certificate, key, nil
+	p = pair{certificate: pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), key: pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: private})}
+	return p, parsed, key, nil
 }
