@@ -131,6 +131,9 @@ func loadCategory(fsys fs.FS, name string, upcasters []Upcaster) (*CategoryContr
 	var failures []error
 	for _, entry := range entries {
 		file := path.Join(dir, entry.Name())
+		if strings.HasPrefix(entry.Name(), ".") { // such as the links of a mounted ConfigMap
+			continue
+		}
 		if entry.Name() == "category.yaml" {
 			failures = append(failures, c.configure(fsys, file))
 			continue

@@ -291,14 +291,14 @@ deployment() { if [[ $1 == projector ]]; then echo refold-projector-users; else 
 stage_rebuild() {
 	stage "a rebuild from the CronJob under load: killed once, resumed, promoted, rolled back"
 	check "20000 accounts" fill fill 20000
-	check "the template is slowed down, so that there is time to kill it" upgrade --set 'rebuild.extraArgs={--rate=2000}'
+	check "the template is slowed down, so that there is time to kill it" upgrade --set 'rebuild.extraArgs={--rate=500}'
 	version=$(served)
 	check "load" load_start rebuilding
 	check "kubectl create job --from=cronjob/refold-rebuild-rm-users r1" kc create job --from=cronjob/refold-rebuild-rm-users r1
 	check "its progress in kubectl logs" eventually 60 eval "kc logs job/r1 | jq -ce 'select(.progress.done > 0) | {step, progress}' | tail -1 | grep ."
-	check "in rebuild status" rebuild_status
-	check "in its metrics" rebuild_metrics
 	check "a second Job fails fast, with exit code 4" second_job
+	check "the first one in rebuild status" rebuild_status
+	check "in its metrics" rebuild_metrics
 	check "the pod is killed" kill_job r1
 	check "another pod resumes, and the Job completes" job_ends r1 Complete 240
 	check "it did resume" eval "kc logs job/r1 | grep -F 'rebuild goes on' | head -1"
@@ -381,7 +381,7 @@ machine() { kubectl get node -o jsonpath='{.items[0].status.addresses[?(@.type==
 
 stage_hpa() {
 	stage "HorizontalPodAutoscaler: the writer follows its load"
-	check "autoscaling on" upgrade --set writer.autoscaling.enabled=true --set writer.autoscaling.targetCPU=8 --set writer.autoscaling.maxReplicas=3
+	check "autoscaling on" upgrade --set writer.autoscaling.enabled=true --set writer.autoscaling.targetCPU=25 --set writer.autoscaling.maxReplicas=3
 	check "load" load_start scaling -streams 24 -pause 1ms
 	check "more pods" eventually 120 eval "[[ \$(kc get deployment refold-writer -o jsonpath='{.status.readyReplicas}') -gt 2 ]] && kc get hpa refold-writer --no-headers"
 	check "nothing failed, nothing doubled" load_end scaling
