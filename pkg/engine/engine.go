@@ -53,7 +53,7 @@ type Config struct {
 	// together; 96 MiB.
 	CacheBytes int64
 	// QueueBytes bounds the records that wait for their workers, of all partitions
-	// together, in so far as each partition may have a mebibyte; 64 MiB.
+	// together, in so far as each partition may have a mebibyte; 48 MiB.
 	QueueBytes int64
 	// MaxParked is the most streams that a partition parks within a minute. Beyond
 	// it, something is wrong with more than streams, and the partition stops; 50.
@@ -68,7 +68,7 @@ func (c *Config) defaults() {
 		c.CacheBytes = 96 << 20
 	}
 	if c.QueueBytes == 0 {
-		c.QueueBytes = 64 << 20
+		c.QueueBytes = 48 << 20
 	}
 	if c.MaxParked == 0 {
 		c.MaxParked = 50

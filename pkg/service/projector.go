@@ -2,6 +2,8 @@ package service
 
 import (
 	"context"
+	"math"
+	"runtime/debug"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -35,9 +37,17 @@ func (c *ProjectorCommand) Run(ctx context.Context, s *Settings) error {
 		return err
 	}
 	f.MaxParked = c.MaxParked
+	if debug.SetMemoryLimit(-1) == math.MaxInt64 { // GOMEMLIMIT says otherwise where it is set
+		debug.SetMemoryLimit(heapLimit)
+	}
 	h.Add(f)
 	return h.Run(ctx)
 }
+
+// heapLimit is from where the collector works harder, so that what the engine
+// budgets (cached rows, waiting records) and what is garbage between two
+// collections stay below 512 MiB together.
+const heapLimit = 400 << 20
 
 // Feeding is the component that feeds projections from the topics.
 type Feeding struct {
