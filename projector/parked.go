@@ -125,6 +125,9 @@ func (c *ask) do(ctx context.Context, settings *service.Settings, action string)
 	if request.Done == nil {
 		return service.TryAgain(fmt.Errorf("request %d is not carried out yet: nobody feeds the partition, or it stands", request.ID)).Try("projector status " + c.Name)
 	}
+	if request.Failed() {
+		return fmt.Errorf("%s is still parked", c.Stream)
+	}
 	return nil
 }
 

@@ -158,7 +158,7 @@ func (c *statusCommand) notes(out io.Writer, s status) {
 		fmt.Fprintf(out, "\n%s: a rebuild is due: another definition is deployed; rebuild plan %s\n", name, s.Projection)
 	}
 	if s.Parked > 0 {
-		fmt.Fprintf(out, "\n%s: %s; projector parked %s\n", name, loud(fmt.Sprintf("%d streams are parked", s.Parked)), s.Projection)
+		fmt.Fprintf(out, "\n%s: %s; projector parked %s\n", name, loud(fmt.Sprintf("parked streams: %d", s.Parked)), s.Projection)
 	}
 	for _, p := range s.Partitions {
 		if p.Alarm != "" {

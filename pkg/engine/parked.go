@@ -58,6 +58,17 @@ type Request struct {
 	Done *time.Time `json:"done"`
 }
 
+// Failed tells whether the stream is still parked in some version, because another
+// event failed or the same one failed again.
+func (r Request) Failed() bool {
+	for _, outcome := range r.Outcomes {
+		if strings.Contains(outcome, failedAgain) {
+			return true
+		}
+	}
+	return false
+}
+
 // Errors of [Parked].
 var (
 	// ErrNotParked says that no fed version of a projection has a stream parked.

@@ -227,7 +227,7 @@ func (a *answer) conclude(b *batch) (through []int64) {
 	b.counts.parked -= int64(len(through))
 	switch {
 	case a.failed != "":
-		a.outcome = fmt.Sprintf("%s; then %s/%d/%d failed: %s", a.done(), a.request.category, a.request.slot, a.at, a.failed)
+		a.outcome = fmt.Sprintf("%s%s%s/%d/%d failed: %s", a.done(), failedAgain, a.request.category, a.request.slot, a.at, a.failed)
 	case a.left == 0 && a.applied+a.skipped == 0:
 		a.outcome = "nothing was parked"
 	case a.left == 0:
@@ -235,6 +235,10 @@ func (a *answer) conclude(b *batch) (through []int64) {
 	}
 	return through
 }
+
+// failedAgain is in the outcome of a request behind which the stream is still
+// parked.
+const failedAgain = "; then "
 
 func (a *answer) done() string {
 	text := fmt.Sprintf("%d applied", a.applied)
