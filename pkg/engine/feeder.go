@@ -103,7 +103,7 @@ func (f *feeder) connect() error {
 		kgo.ConsumeResetOffset(kgo.NoResetOffset()), kgo.DisableAutoCommit(), kgo.Balancers(kgo.CooperativeStickyBalancer()), kgo.BlockRebalanceOnPoll(),
 		kgo.SessionTimeout(10*time.Second), kgo.HeartbeatInterval(time.Second), kgo.RebalanceTimeout(20*time.Second),
 		kgo.FetchMaxWait(500*time.Millisecond), kgo.FetchMaxBytes(4<<20), kgo.FetchMaxPartitionBytes(1<<20),
-		kgo.OnPartitionsAssigned(f.assigned), kgo.AdjustFetchOffsetsFn(holdOffsets),
+		kgo.AdjustFetchOffsetsFn(f.assigned),
 		kgo.OnPartitionsRevoked(func(_ context.Context, _ *kgo.Client, lost map[string][]int32) { f.stop(lost) }),
 		kgo.OnPartitionsLost(func(_ context.Context, _ *kgo.Client, lost map[string][]int32) { f.stop(lost) }))...)
 	if err != nil {
@@ -115,32 +115,25 @@ func (f *feeder) connect() error {
 }
 
 // assigned starts a worker for each new partition. Its inbox is shut, which pauses
-// the partition in the client, until it has claimed.
-func (f *feeder) assigned(_ context.Context, _ *kgo.Client, assigned map[string][]int32) {
+// the partition in the client, until it has claimed; the offset that is returned
+// is one that nothing is fetched from. It is called when the group's own offsets
+// were looked up, so that they do not overtake what a worker wants.
+func (f *feeder) assigned(_ context.Context, assigned map[string]map[int32]kgo.Offset) (map[string]map[int32]kgo.Offset, error) {
 	<-f.connected
-	f.stop(assigned) // there should be none
 	for topic, partitions := range assigned {
 		category, ours := f.categories[topic]
 		if !ours {
 			continue
 		}
-		for _, partition := range partitions {
+		for partition := range partitions {
+			f.stop(map[string][]int32{topic: {partition}}) // there should be none
 			w := newWorker(f, category, int(partition))
 			w.inbox.shut()
+			partitions[partition] = kgo.NewOffset().At(0)
 			f.mu.Lock()
 			f.workers[topicPartition{topic, partition}] = w
 			f.mu.Unlock()
 			go w.run()
-		}
-	}
-}
-
-// holdOffsets gives new partitions an offset that nothing is fetched from: they
-// are paused until their workers say where to read on.
-func holdOffsets(_ context.Context, assigned map[string]map[int32]kgo.Offset) (map[string]map[int32]kgo.Offset, error) {
-	for _, partitions := range assigned {
-		for partition := range partitions {
-			partitions[partition] = kgo.NewOffset().At(0)
 		}
 	}
 	return assigned, nil

@@ -45,6 +45,9 @@ func TestEventThatTheServerRefusesIsFoundAndParkedAlone(t *testing.T) {
 	w.await("one event has failed", `select count(*) from refold.parked_event where error like '%refused%' and stream_version = (select min(stream_version) from refold.parked_event)`, 1)
 	w.await("counts add up", unaccounted, 0)
 	w.awaitMetric("refold_projection_parked_streams", 1)
+	report, err := engine.Verify(ctx, w.pool, w.registry, w.feed)
+	require.NoError(t, err, "what is parked is not in the rows")
+	require.EqualValues(t, 15, report.Parked)
 }
 
 func TestDamagedRecordIsTakenFromTheEventTable(t *testing.T) {
@@ -138,8 +141,11 @@ func TestSkipLeavesTheFailedEventOutAndIsRemembered(t *testing.T) {
 	w.produce(w.event("a", "6"))
 	w.await("the stream flows", counted, 4)
 	stop()
+	report, err := engine.Verify(ctx, w.pool, w.registry, w.feed)
+	require.NoError(t, err)
+	require.EqualValues(t, 2, report.Skipped)
 	// Another version that is fed from the beginning leaves them out by itself.
-	_, err := w.pool.Exec(ctx, `truncate refold.projections; update refold.progress set next_offset = 0, seqs = '{0,0}', last_ids = array_fill('00000000-0000-0000-0000-000000000000'::uuid, '{2}'),
+	_, err = w.pool.Exec(ctx, `truncate refold.projections; update refold.progress set next_offset = 0, seqs = '{0,0}', last_ids = array_fill('00000000-0000-0000-0000-000000000000'::uuid, '{2}'),
 		applied = 0, skipped = 0, parked = 0`)
 	require.NoError(t, err)
 	w.start()

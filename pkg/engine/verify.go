@@ -20,7 +20,8 @@ type VerifyReport struct {
 	Projection string `json:"projection"`
 	Version    int    `json:"version"`
 	Events     int64  `json:"events"`
-	Parked     int64  `json:"parked"`
+	Parked     int64  `json:"parked"`  // events that are parked
+	Skipped    int64  `json:"skipped"` // events that somebody decided to skip
 	Rows       int64  `json:"rows"`
 }
 
@@ -28,14 +29,21 @@ type VerifyReport struct {
 var ErrDiffers = errors.New("rows differ from the log")
 
 // Verify folds the log from the event table, up to the progress of the version
-// in one snapshot, and compares every row. The error names the first difference
+// in one snapshot and without what it has parked or skipped, and compares every
+// row. The error names the first difference
 // and wraps [ErrDiffers].
 func Verify(ctx context.Context, pool *pgxpool.Pool, schemas Schemas, feed Feed) (VerifyReport, error) {
-	v := verification{feed: feed, schemas: schemas, reader: eventstore.NewReader(pool), rows: make(map[string]*projection.Row), parked: make(map[string]bool),
+	v := verification{feed: feed, schemas: schemas, reader: eventstore.NewReader(pool), rows: make(map[string]*projection.Row), parked: make(map[position]bool), skipped: make(map[position]bool),
 		report: VerifyReport{Projection: feed.Version.Projection, Version: feed.Version.Number}}
 	err := pgx.BeginTxFunc(ctx, pool, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
 		heads, err := v.heads(ctx, tx)
 		if err != nil {
+			return err
+		}
+		if err := v.positions(ctx, tx, v.parked, `select category, slot, seq from refold.parked_event where projection = $1 and version = $2`, feed.Version.Number); err != nil {
+			return err
+		}
+		if err := v.positions(ctx, tx, v.skipped, `select category, slot, seq from refold.decision where projection = $1`); err != nil {
 			return err
 		}
 		for _, c := range feed.Categories {
@@ -55,8 +63,30 @@ type verification struct {
 	schemas Schemas
 	reader  *eventstore.Reader
 	rows    map[string]*projection.Row
-	parked  map[string]bool // category/stream
+	parked  map[position]bool
+	skipped map[position]bool
 	report  VerifyReport
+}
+
+type position struct {
+	category string
+	place
+}
+
+// positions reads positions of events into a set.
+func (v *verification) positions(ctx context.Context, tx pgx.Tx, into map[position]bool, sql string, args ...any) error {
+	rows, err := tx.Query(ctx, sql, append([]any{v.feed.Version.Projection}, args...)...)
+	if err != nil {
+		return err
+	}
+	var p position
+	var slot int16
+	_, err = pgx.ForEachRow(rows, []any{&p.category, &slot, &p.seq}, func() error {
+		p.slot = int(slot)
+		into[p] = true
+		return nil
+	})
+	return err
 }
 
 func (v *verification) heads(ctx context.Context, tx pgx.Tx) (map[string]map[int16]int64, error) {
@@ -105,9 +135,12 @@ func (v *verification) foldSlot(ctx context.Context, c eventstore.Category, slot
 
 func (v *verification) fold(ctx context.Context, folder *projection.Folder, e *event.Event) error {
 	v.report.Events++
-	stream := e.Category + "/" + e.Stream
-	if v.parked[stream] {
+	switch at := (position{e.Category, place{e.Slot, e.Seq}}); {
+	case v.parked[at]:
 		v.report.Parked++
+		return nil
+	case v.skipped[at]:
+		v.report.Skipped++
 		return nil
 	}
 	if !v.feed.Plan.Uses(e.Category, e.Type) {
@@ -131,8 +164,7 @@ func (v *verification) fold(ctx context.Context, folder *projection.Folder, e *e
 		}
 	}
 	if err != nil {
-		v.parked[stream] = true
-		v.report.Parked++
+		return fmt.Errorf("%w: event %s at %s is neither applied nor parked nor skipped: %w", ErrDiffers, e.ID, e.Position(), err)
 	}
 	return nil
 }
