@@ -77,13 +77,14 @@ func (e *Engine) measureLag(ctx context.Context, groups *memberless) error {
 			return err
 		}
 	}
-	e.metrics.lagEvents.Reset()
-	e.metrics.lagSeconds.Reset()
+	var events, seconds []reading
 	for _, r := range list {
 		labels := []string{r.id.projection, strconv.Itoa(r.id.version), r.id.category, strconv.Itoa(r.id.partition)}
-		e.metrics.lagEvents.WithLabelValues(labels...).Set(float64(r.events))
-		e.metrics.lagSeconds.WithLabelValues(labels...).Set(max(0, r.seconds))
+		events = append(events, reading{labels, float64(r.events)})
+		seconds = append(seconds, reading{labels, max(0, r.seconds)})
 	}
+	e.metrics.lagEvents.set(events)
+	e.metrics.lagSeconds.set(seconds)
 	return groups.tell(ctx, list, owned)
 }
 

@@ -2,6 +2,7 @@ package engine
 
 import (
 	"strconv"
+	"strings"
 
 	"github.com/prometheus/client_golang/prometheus"
 )
@@ -15,9 +16,8 @@ type metrics struct {
 	duration prometheus.Histogram
 	batch    prometheus.Histogram
 
-	lagEvents, lagSeconds *prometheus.GaugeVec
-
-	parkedStreams, stoppedSlots, stoppedPartitions *prometheus.GaugeVec
+	lagEvents, lagSeconds                          *gauges
+	parkedStreams, stoppedSlots, stoppedPartitions *gauges
 }
 
 func newMetrics(reg prometheus.Registerer) *metrics {
@@ -26,8 +26,8 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 	counter := func(name, help string, labels []string) *prometheus.CounterVec {
 		return prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, labels)
 	}
-	gauge := func(name, help string, labels []string) *prometheus.GaugeVec {
-		return prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: name, Help: help}, labels)
+	gauge := func(name, help string, labels []string) *gauges {
+		return &gauges{GaugeVec: prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: name, Help: help}, labels)}
 	}
 	m := &metrics{
 		applied:  counter("refold_projection_applied_events_total", "Events that were folded into rows and committed.", byProjection),
@@ -66,13 +66,41 @@ func (e *Engine) collect() {
 		}
 		all[k] = s
 	})
-	m := e.metrics
-	m.parkedStreams.Reset()
-	m.stoppedSlots.Reset()
-	m.stoppedPartitions.Reset()
+	var parked, slots, partitions []reading
 	for k, s := range all {
-		m.parkedStreams.WithLabelValues(k.projection, k.version).Set(float64(s.parked))
-		m.stoppedSlots.WithLabelValues(k.projection, k.version).Set(float64(s.slots))
-		m.stoppedPartitions.WithLabelValues(k.projection, k.version).Set(float64(s.partitions))
+		labels := []string{k.projection, k.version}
+		parked = append(parked, reading{labels, float64(s.parked)})
+		slots = append(slots, reading{labels, float64(s.slots)})
+		partitions = append(partitions, reading{labels, float64(s.partitions)})
 	}
+	e.metrics.parkedStreams.set(parked)
+	e.metrics.stoppedSlots.set(slots)
+	e.metrics.stoppedPartitions.set(partitions)
+}
+
+// gauges are the gauges of one name. Those that were not read this time are taken
+// away, and the others never missing.
+type gauges struct {
+	*prometheus.GaugeVec
+	shown map[string][]string // labels
+}
+
+type reading struct {
+	labels []string
+	value  float64
+}
+
+// set shows readings in the place of the last ones. It is called by one goroutine.
+func (g *gauges) set(readings []reading) {
+	shown := make(map[string][]string, len(readings))
+	for _, r := range readings {
+		g.WithLabelValues(r.labels...).Set(r.value)
+		shown[strings.Join(r.labels, "\x00")] = r.labels
+	}
+	for key, labels := range g.shown {
+		if shown[key] == nil {
+			g.DeleteLabelValues(labels...)
+		}
+	}
+	g.shown = shown
 }

@@ -27,13 +27,17 @@ type request struct {
 	begun    bool // it was skipped by a transaction before
 }
 
-// requestEvery is how often requests are looked for.
-const requestEvery = 500 * time.Millisecond
+// requestEvery is how often requests are looked for, and with every so many looks
+// decisions and requests that nobody is left to answer.
+const (
+	requestEvery = 500 * time.Millisecond
+	sweepEvery   = 20
+)
 
 // watchRequests hands open requests to the workers that own their partitions.
 func (e *Engine) watchRequests(ctx context.Context) {
 	for looks := 0; ctx.Err() == nil; looks++ {
-		if err := e.findRequests(ctx, looks%60 == 0); err != nil && ctx.Err() == nil {
+		if err := e.findRequests(ctx, looks%sweepEvery == 0); err != nil && ctx.Err() == nil {
 			e.log.Debug("looking for requests about parked streams", "err", err)
 		}
 		e.collect()
@@ -79,11 +83,46 @@ func (e *Engine) findRequests(ctx context.Context, sweep bool) error {
 	if !sweep {
 		return nil
 	}
+	if err := e.findDecisions(ctx); err != nil {
+		return err
+	}
 	for _, f := range open { // of versions that are retired meanwhile, or of streams that are not parked any more
 		if _, err := e.pool.Exec(ctx, `select refold.request_end($1)`, f.id); err != nil {
 			return err
 		}
 	}
+	return nil
+}
+
+// findDecisions tells the workers of other versions which events somebody has
+// decided to skip lately. Those of before were read with the claims.
+func (e *Engine) findDecisions(ctx context.Context) error {
+	rows, err := e.pool.Query(ctx, `select projection, category, slot, seq from refold.decision where decided > clock_timestamp() - $1::interval`, 10*sweepEvery*requestEvery)
+	if err != nil {
+		return err
+	}
+	type decision struct {
+		projection, category string
+		slot                 int16
+		seq                  int64
+	}
+	list, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (d decision, err error) {
+		return d, row.Scan(&d.projection, &d.category, &d.slot, &d.seq)
+	})
+	if err != nil || len(list) == 0 {
+		return err
+	}
+	e.each(func(w *worker) {
+		var mine []place
+		for _, d := range list {
+			if d.projection == w.feed.Version.Projection && d.category == w.category.Name && event.PartitionOf(int(d.slot), w.category.Partitions) == w.partition {
+				mine = append(mine, place{int(d.slot), d.seq})
+			}
+		}
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		w.decided = mine
+	})
 	return nil
 }
 
@@ -103,9 +142,12 @@ func (w *worker) offer(list []request) {
 // carryOut does what the worker is asked to do.
 func (w *worker) carryOut(ctx context.Context) error {
 	w.mu.Lock()
-	list := w.requests
-	w.requests = nil
+	list, decided := w.requests, w.decided
+	w.requests, w.decided = nil, nil
 	w.mu.Unlock()
+	for _, p := range decided {
+		w.skipped[p] = true
+	}
 	for _, r := range list {
 		if err := w.carryOutOne(ctx, r); err != nil && !postgres.IsCode(err, "RF012") { // answered: the look was older than that
 			return fmt.Errorf("carrying out request %d: %w", r.id, err)
@@ -114,11 +156,18 @@ func (w *worker) carryOut(ctx context.Context) error {
 	return nil
 }
 
+// requestPatience is how long the events that come wait for a request: what is
+// left of it then is taken up again at the next look.
+const requestPatience = 2 * time.Second
+
 // carryOutOne applies what is parked of a stream, a piece in each transaction,
 // until it is through or fails again.
 func (w *worker) carryOutOne(ctx context.Context, r request) error {
 	total := answer{}
-	for ctx.Err() == nil && w.ctx.Err() == nil {
+	if r.skip && r.begun {
+		total.skipped = 1
+	}
+	for end := time.Now().Add(requestPatience); time.Now().Before(end) && !w.stopping(); {
 		events, left, err := w.readParkedEvents(ctx, r)
 		if err != nil {
 			return err
@@ -146,7 +195,7 @@ func (w *worker) carryOutOne(ctx context.Context, r request) error {
 		}
 		total, r.begun = *b.answer, true
 	}
-	return ctx.Err()
+	return nil
 }
 
 func (w *worker) logRequest(r request, outcome string) {

@@ -60,6 +60,7 @@ type worker struct {
 	mu       sync.Mutex // guards what others see
 	state    shown
 	requests []request
+	decided  []place // events that somebody has decided to skip since the claim
 }
 
 // shown is what others see of a worker.
@@ -101,7 +102,7 @@ func (w *worker) show(change func(*shown)) {
 
 // stopPatience is how long a batch that is under way may take when the worker is
 // to stop: less than the group waits for its members.
-const stopPatience = 8 * time.Second
+const stopPatience = 6 * time.Second
 
 // stop ends the worker after the batch that is under way.
 func (w *worker) stop() {
@@ -122,7 +123,9 @@ func (w *worker) run() {
 	for former := int64(0); w.ctx.Err() == nil; {
 		began := time.Now()
 		err := w.hold(former)
-		former = w.release()
+		if epoch := w.release(); epoch != 0 { // else it is the former claim that is to be continued
+			former = epoch
+		}
 		if w.ctx.Err() != nil {
 			return
 		}
