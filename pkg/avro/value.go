@@ -79,7 +79,7 @@ func fitsPrecision(b []byte, precision int) bool {
 	if len(b) == 0 {
 		return false
 	}
-	if v, ok := smallDecimal(b); ok {
+	if v, ok := SmallDecimal(b); ok {
 		return precision >= len(pow10) || v < pow10[precision] && v > -pow10[precision]
 	}
 	if (8*len(b)-1)*1000 <= precision*3321 { // 2^(8n-1) <= 10^precision, as 10 > 2^3.321
@@ -91,8 +91,9 @@ func fitsPrecision(b []byte, precision int) bool {
 	return len(new(big.Int).Abs(BigDecimal(b)).Text(10)) <= precision
 }
 
-// smallDecimal returns the unscaled value if eight bytes hold it.
-func smallDecimal(b []byte) (int64, bool) {
+// SmallDecimal returns the unscaled value of a Decimal's Bytes if eight of them
+// hold it.
+func SmallDecimal(b []byte) (int64, bool) {
 	if len(b) == 0 || len(b) > 8 {
 		return 0, false
 	}
@@ -118,18 +119,28 @@ func AppendDecimal(dst []byte, unscaled *big.Int, scale int) []byte {
 	return appendScaled(dst, unscaled.Append(nil, 10), scale)
 }
 
+// AppendSmallDecimal is AppendDecimal for what 64 bits hold.
+func AppendSmallDecimal(dst []byte, unscaled int64, scale int) []byte {
+	var digits [20]byte
+	return appendScaled(dst, strconv.AppendInt(digits[:0], unscaled, 10), scale)
+}
+
 func appendScaled(dst, digits []byte, scale int) []byte {
 	if len(digits) > 0 && digits[0] == '-' {
 		dst, digits = append(dst, '-'), digits[1:]
 	}
-	for len(digits) <= scale {
-		digits = append([]byte{'0'}, digits...)
+	if scale == 0 {
+		return append(dst, digits...)
+	}
+	if len(digits) <= scale {
+		dst = append(dst, '0', '.')
+		for range scale - len(digits) {
+			dst = append(dst, '0')
+		}
+		return append(dst, digits...)
 	}
 	dst = append(dst, digits[:len(digits)-scale]...)
-	if scale > 0 {
-		dst = append(append(dst, '.'), digits[len(digits)-scale:]...)
-	}
-	return dst
+	return append(append(dst, '.'), digits[len(digits)-scale:]...)
 }
 
 // AppendJSON appends the value as it stands in JSON, see [Schema.AppendJSON].
@@ -174,8 +185,8 @@ func (v Value) AppendText(dst []byte) []byte {
 	case TimeOfDay:
 		return event.Time(v.Int).Std().AppendFormat(dst, "15:04:05.999999")
 	case Decimal:
-		if small, ok := smallDecimal(v.Bytes); ok {
-			return appendScaled(dst, strconv.AppendInt(nil, small, 10), int(v.Int))
+		if small, ok := SmallDecimal(v.Bytes); ok {
+			return AppendSmallDecimal(dst, small, int(v.Int))
 		}
 		return AppendDecimal(dst, BigDecimal(v.Bytes), int(v.Int))
 	default:

@@ -86,14 +86,14 @@ func (w *worker) schema(ctx context.Context, e *event.Event) (*avro.Schema, erro
 
 // read reads rows from the table.
 func (w *worker) read(ctx context.Context, b *batch, keys []string) error {
-	rows, err := w.conn.Query(ctx, `select key, data from `+w.feed.Version.Table()+` where key = any($1)`, keys)
+	rows, err := w.conn.Query(ctx, `select key, data, state from `+w.feed.Version.Table()+` where key = any($1)`, keys)
 	if err != nil {
 		return fmt.Errorf("reading rows: %w", err)
 	}
 	var key string
-	var data []byte
-	_, err = pgx.ForEachRow(rows, []any{&key, &data}, func() (err error) {
-		b.rows[key].row, err = w.feed.Plan.LoadRow(data)
+	var data, state []byte
+	_, err = pgx.ForEachRow(rows, []any{&key, &data, &state}, func() (err error) {
+		b.rows[key].row, err = w.feed.Plan.LoadRow(data, state)
 		return err
 	})
 	if err != nil {
@@ -159,15 +159,18 @@ func (w *worker) apply(b *batch, t *taken) (why string) {
 		b.counts.filtered++
 		return ""
 	}
-	if err == nil {
-		r := b.row(plan, w.folder.Key())
-		if err = w.folder.Apply(r.row); err == nil {
-			b.counts.applied++
-			b.touch(r)
-			return ""
-		}
+	if err != nil {
+		return err.Error()
 	}
-	return err.Error()
+	for key := range w.folder.Keys() {
+		r := b.row(plan, key)
+		if err := w.folder.Apply(r.row); err != nil { // of a row of one stream, which is the only one then
+			return err.Error()
+		}
+		b.touch(r)
+	}
+	b.counts.applied++
+	return ""
 }
 
 // row returns the batch's row of a key, which need not exist.

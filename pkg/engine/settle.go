@@ -157,11 +157,7 @@ func (w *worker) queueProgress(trip *pgx.Batch, b *batch) {
 func (w *worker) queueRows(trip *pgx.Batch, b *batch) {
 	v, plan := w.feed.Version, w.feed.Plan
 	slices.SortFunc(b.touched, func(x, y *rowState) int { return strings.Compare(x.key, y.key) })
-	sql := `insert into ` + v.Table() + ` (projection_name, version, key, data, state) select $1, $2, k, d, s from unnest($3::text[], $4::jsonb[], $5::jsonb[]) u (k, d, s)
-		on conflict (key) do update set data = excluded.data, updated_at = clock_timestamp()`
-	if plan.Shared() {
-		sql = plan.MergeSQL(v.Table())
-	}
+	sql := plan.UpsertSQL(v.Table())
 	var keys, data, gone []string
 	var states []*string
 	flush := func() {

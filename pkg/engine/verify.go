@@ -155,12 +155,14 @@ func (v *verification) fold(ctx context.Context, folder *projection.Folder, e *e
 		return err
 	}
 	if err == nil {
-		if _, err = folder.Begin(e, schema); err == nil {
-			key := string(folder.Key())
-			if v.rows[key] == nil {
-				v.rows[key] = v.feed.Plan.NewRow()
+		var outcome projection.Outcome
+		if outcome, err = folder.Begin(e, schema); err == nil && outcome == projection.Applies {
+			for key := range folder.Keys() {
+				if v.rows[string(key)] == nil {
+					v.rows[string(key)] = v.feed.Plan.NewRow()
+				}
+				err = errors.Join(err, folder.Apply(v.rows[string(key)]))
 			}
-			err = folder.Apply(v.rows[key])
 		}
 	}
 	if err != nil {
@@ -170,19 +172,19 @@ func (v *verification) fold(ctx context.Context, folder *projection.Folder, e *e
 }
 
 func (v *verification) compare(ctx context.Context, tx pgx.Tx) error {
-	rows, err := tx.Query(ctx, `select key, data from `+v.feed.Version.Table()+` order by key`)
+	rows, err := tx.Query(ctx, `select key, data, state from `+v.feed.Version.Table()+` order by key`)
 	if err != nil {
 		return err
 	}
 	var key string
-	var data []byte
-	_, err = pgx.ForEachRow(rows, []any{&key, &data}, func() error {
+	var data, state []byte
+	_, err = pgx.ForEachRow(rows, []any{&key, &data, &state}, func() error {
 		v.report.Rows++
 		want := v.rows[key]
 		if want == nil || !want.Exists() {
 			return fmt.Errorf("%w: the row %q should not exist", ErrDiffers, key)
 		}
-		got, err := v.feed.Plan.LoadRow(data)
+		got, err := v.feed.Plan.LoadRow(data, state)
 		if err != nil {
 			return fmt.Errorf("%w: the row %q: %w", ErrDiffers, key, err)
 		}

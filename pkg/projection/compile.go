@@ -1,43 +1,44 @@
 package projection
 
 import (
-	"math/big"
 	"slices"
-	"sort"
 	"strings"
 
+	"cel.dev/cel-go/cel"
+
 	"github.com/refoldhq/refold/pkg/avro"
-	"github.com/refoldhq/refold/pkg/event"
 )
 
 // Compile types a definition against the contracts. The error is a
 // [*SourceError] at the first mistake.
 func Compile(d *Definition, contracts *avro.Contracts) (*Plan, error) {
-	c := compiler{d: d, contracts: contracts, plan: &Plan{name: d.Name, source: d.Source, categories: slices.Sorted(slices.Values(d.Categories)),
-		programs: make(map[string]map[string]*program), former: make(map[[2]string]*program)}}
-	for _, step := range []func() error{c.categories, c.keyShape, c.collectFields, c.collectRemove, c.keys, c.collectIndexes, c.checkShared} {
+	c := compiler{d: d, contracts: contracts, environments: make(map[*avro.EventType]*cel.Env),
+		plan: &Plan{name: d.Name, source: d.Source, categories: slices.Compact(slices.Sorted(slices.Values(d.Categories))), programs: make(map[string]map[string]*program), former: make(map[[2]string]*program)}}
+	steps := []func() error{c.categories, c.keyShape, c.collectFields, c.collectRemove, c.keys, c.collectIndexes, c.finish}
+	if d.fold != nil {
+		steps = []func() error{c.categories, c.keyShape, c.collectTyped, c.bindFold, c.collectIndexes, c.finish}
+	}
+	for _, step := range steps {
 		if err := step(); err != nil {
 			return nil, err
 		}
 	}
-	c.plan.describe()
+	if d.check != nil {
+		if err := d.check(c.plan); err != nil {
+			return nil, err
+		}
+	}
 	return c.plan, nil
 }
 
 type compiler struct {
-	d         *Definition
-	contracts *avro.Contracts
-	plan      *Plan
-	types     []*avro.EventType
-}
-
-func sortedNames[V any](m map[string]V) []string {
-	names := make([]string, 0, len(m))
-	for name := range m {
-		names = append(names, name)
-	}
-	sort.Strings(names)
-	return names
+	d            *Definition
+	contracts    *avro.Contracts
+	plan         *Plan
+	types        []*avro.EventType
+	environments map[*avro.EventType]*cel.Env
+	removes      []string // how rows are removed, in words
+	keyed        []string // how keys are made, in words
 }
 
 func (c *compiler) categories() error {
@@ -48,7 +49,7 @@ func (c *compiler) categories() error {
 			for _, k := range c.contracts.Categories() {
 				known = append(known, k.Name)
 			}
-			return c.d.errorf(c.d.at, "there is no category %s%s", name, suggest(name, known))
+			return c.d.errorf(c.d.categoryAt, "there is no category %s%s", name, suggest(name, known))
 		}
 		c.types = append(c.types, contract.Types...)
 		c.plan.programs[name] = make(map[string]*program)
@@ -59,13 +60,22 @@ func (c *compiler) categories() error {
 func (c *compiler) keyShape() error {
 	k := c.d.key
 	c.plan.key = keyPlan{kind: k.kind, bucket: k.bucket, by: k.by, value: k.value}
-	for _, p := range k.parts {
-		if p.event == "" {
-			c.plan.key.parts = append(c.plan.key.parts, p.path[len(p.path)-1])
+	if !k.each {
+		for _, p := range k.parts {
+			if p.event == "" {
+				c.plan.key.parts = append(c.plan.key.parts, p.path[len(p.path)-1])
+			}
 		}
 	}
 	c.plan.shared = k.kind != keyStream || len(c.plan.categories) > 1
 	return nil
+}
+
+// names tells whether an event's name in a definition means a type: the type's own
+// or a former one, its category before it or not.
+func names(event string, t *avro.EventType) bool {
+	event = strings.TrimPrefix(event, t.Category+"/")
+	return event == t.Name || slices.Contains(t.Former, event)
 }
 
 // eventTypes returns the types that a reference names.
@@ -94,7 +104,8 @@ func (c *compiler) eventTypes(r ref) ([]*avro.EventType, error) {
 func (c *compiler) program(t *avro.EventType) *program {
 	p := c.plan.programs[t.Category][t.Name]
 	if p == nil {
-		p = &program{typ: t}
+		p = &program{typ: t, index: c.plan.count}
+		c.plan.count++
 		c.plan.programs[t.Category][t.Name] = p
 		for _, name := range t.Former {
 			c.plan.former[[2]string{t.Category, name}] = p
@@ -109,7 +120,7 @@ var specials = map[string]struct {
 }{"$time": {fromTime, avro.Timestamp}, "$recorded": {fromRecorded, avro.Timestamp}, "$id": {fromID, avro.UUID}, "$type": {fromType, avro.String},
 	"$stream": {fromStream, avro.String}, "$version": {fromVersion, avro.Long}, "$actor": {fromActor, avro.String}}
 
-// value resolves what a reference takes from an event type.
+// value resolves a path in an event type.
 func (c *compiler) value(t *avro.EventType, path []string, at place) (source, avro.Type, error) {
 	if strings.HasPrefix(path[0], "$") {
 		s, ok := specials[path[0]]
@@ -120,11 +131,10 @@ func (c *compiler) value(t *avro.EventType, path []string, at place) (source, av
 	}
 	now, typ, err := t.Newest().Find(path...)
 	if err != nil {
-		var known []string
-		for _, f := range t.Newest().Fields() {
-			known = append(known, f.Name)
-		}
-		return source{}, avro.Type{}, c.d.errorf(at, "the event %s has no field %s%s", t.Name, strings.Join(path, "."), suggest(path[0], known))
+		return source{}, avro.Type{}, c.d.errorf(at, "the event %s has no field %s%s", t.Name, strings.Join(path, "."), suggest(path[0], fieldNames(t)))
+	}
+	if typ.Kind == avro.Null {
+		return source{}, avro.Type{}, c.d.errorf(at, "the field %s of %s is always null", strings.Join(path, "."), t.Name)
 	}
 	p := c.program(t)
 	i := slices.IndexFunc(p.paths, func(have []string) bool { return slices.Equal(have, now) })
@@ -135,248 +145,125 @@ func (c *compiler) value(t *avro.EventType, path []string, at place) (source, av
 	return source{kind: fromField, index: i}, typ, nil
 }
 
+// words name what a source gives: a field by its present name, whatever a
+// definition calls it.
+func (c *compiler) words(t *avro.EventType, s source, path []string) string {
+	if p := c.program(t); s.kind == fromField && s.index < len(p.paths) {
+		path = p.paths[s.index]
+	}
+	return strings.Join(path, ".")
+}
+
 // rowType is the type that values of an event's type have in a row.
-func rowType(t avro.Type) (avro.Kind, int) {
+func rowType(t avro.Type) valueType {
 	switch t.Kind {
 	case avro.Int:
-		return avro.Long, 0
+		return valueType{kind: avro.Long}
 	case avro.Float:
-		return avro.Double, 0
-	case avro.Record, avro.Array, avro.Map, avro.JSON:
-		return avro.JSON, 0
+		return valueType{kind: avro.Double}
+	case avro.Array:
+		items := rowType(*t.Items)
+		if items.shape != ShapeValue {
+			items.kind = avro.Null
+		}
+		return valueType{kind: avro.JSON, shape: ShapeList, items: items.kind}
+	case avro.Record, avro.Map, avro.JSON:
+		return valueType{kind: avro.JSON, shape: ShapeDocument}
 	case avro.Decimal:
-		return avro.Decimal, t.Scale
+		return valueType{kind: avro.Decimal, scale: t.Scale}
 	default:
-		return t.Kind, 0
+		return valueType{kind: t.Kind}
 	}
 }
 
-func (c *compiler) collectFields() error {
-	for i := range c.d.fields {
-		f := &c.d.fields[i]
-		c.plan.fields = append(c.plan.fields, Field{Name: f.name, Key: f.key})
-		if err := c.collectField(i, f); err != nil {
-			return err
+// operand is what a reference takes from one event type.
+type operand struct {
+	event  *avro.EventType
+	source source
+	typ    valueType
+	words  string // what it is, for people and for the plan's hash
+	when   int
+}
+
+// operand resolves a reference in one of its event types. Where it names no value
+// it means the path otherwise.
+func (c *compiler) operand(t *avro.EventType, r ref, otherwise []string) (operand, error) {
+	o := operand{event: t, when: none}
+	var err error
+	if o.when, err = c.condition(t, r); err != nil {
+		return o, err
+	}
+	switch {
+	case r.value != nil:
+		o.source, o.typ, o.words, err = c.anyValue(t, r.value, o.when)
+	case len(r.path) > 0 || otherwise != nil:
+		path := r.path
+		if len(path) == 0 {
+			path = otherwise
 		}
+		var typ avro.Type
+		o.source, typ, err = c.value(t, path, r.at)
+		o.typ, o.words = rowType(typ), c.words(t, o.source, path)
 	}
-	return nil
+	if err == nil && len(r.transforms) > 0 {
+		err = c.transformed(t, r, &o)
+	}
+	if r.when != nil {
+		o.words = strings.TrimSpace(o.words + " when " + r.when.text)
+	}
+	return o, err
 }
 
-// typer finds the one type of a field.
-type typer struct {
-	kind  avro.Kind
-	scale int
-	known bool
+// condition compiles the condition of a reference, if it has one.
+func (c *compiler) condition(t *avro.EventType, r ref) (int, error) {
+	if r.when == nil {
+		return none, nil
+	}
+	when, typ, err := c.compileExpression(t, r.when, none)
+	if err == nil && typ.kind != avro.Bool {
+		err = c.d.errorf(r.when.at, "a condition is true or false, and %q is of the type %s", r.when.text, typ)
+	}
+	return when, err
 }
 
-func (t *typer) take(kind avro.Kind, scale int) bool {
-	if !t.known {
-		t.kind, t.scale, t.known = kind, scale, true
-		return true
+// anyValue resolves a path of the event, or else an expression.
+func (c *compiler) anyValue(t *avro.EventType, x *exprDef, guard int) (source, valueType, string, error) {
+	path := strings.Split(x.text, ".")
+	if _, err := t.Newest().TypeOf(path...); err == nil || strings.HasPrefix(x.text, "$") {
+		s, typ, err := c.value(t, path, x.at)
+		return s, rowType(typ), c.words(t, s, path), err
 	}
-	return t.kind == kind && t.scale == scale
+	i, typ, err := c.compileExpression(t, x, guard)
+	return source{kind: fromExpression, index: i}, typ, "= " + x.text, err
 }
 
-func (c *compiler) collectField(i int, f *fieldDef) error {
-	if len(f.ops) == 0 && !f.key && !f.hasInitial {
-		return c.d.errorf(f.at, "the field %s has no operator", f.name)
+func (c *compiler) transformed(t *avro.EventType, r ref, o *operand) error {
+	if o.source.kind == fromExpression {
+		return c.d.errorf(r.at, "transform follows a field, not an expression: the language has such functions itself")
 	}
-	if f.key {
-		if len(f.ops) > 0 || f.hasInitial {
-			return c.d.errorf(f.at, "the field %s is (a part of) the key, so nothing else may feed it", f.name)
-		}
-		return nil // typed with the key
-	}
-	var t typer
-	numeric := false
-	for _, o := range f.ops {
-		types, err := c.eventTypes(o.ref)
-		if err != nil {
-			return err
-		}
-		for _, et := range types {
-			if err := c.collectOp(i, f, o, et, &t); err != nil {
-				return err
+	for _, name := range r.transforms {
+		switch name {
+		case "trim", "lower", "upper":
+			if o.typ.kind != avro.String {
+				return c.d.errorf(r.at, "%s is for text, and %s is of the type %s", name, r, o.typ)
 			}
-		}
-		numeric = numeric || slices.Contains([]string{"count", "increment", "decrement", "add", "subtract"}, o.name)
-	}
-	field := &c.plan.fields[i]
-	if err := c.constants(i, f, &t); err != nil {
-		return err
-	}
-	if !t.known {
-		return c.d.errorf(f.at, "the type of %s cannot be told: only null is ever assigned", f.name)
-	}
-	field.Kind, field.Scale = t.kind, t.scale
-	if numeric && !f.hasInitial {
-		field.initial = zeroOf(t.kind)
-	}
-	return nil
-}
-
-func zeroOf(kind avro.Kind) cell {
-	c := cell{set: true}
-	if kind == avro.Decimal {
-		c.big = new(big.Int)
-	}
-	return c
-}
-
-func (c *compiler) collectOp(i int, f *fieldDef, o opDef, et *avro.EventType, t *typer) error {
-	p := c.program(et)
-	path := o.ref.path
-	switch o.name {
-	case "set", "clear":
-		p.ops = append(p.ops, op{field: i, kind: opAssign, source: source{kind: fromConstant}}) // filled in by constants
-		return nil
-	case "count", "increment", "decrement":
-		if len(path) > 0 {
-			return c.d.errorf(o.ref.at, "%s counts events: want the name of one, not %s", o.name, o.ref)
-		}
-		kind := opAdd
-		if o.name == "decrement" {
-			kind = opSubtract
-		}
-		if !t.take(avro.Long, 0) {
-			return c.d.errorf(o.ref.at, "%s makes whole numbers, and the field %s is of the type %s", o.name, f.name, t.kind)
-		}
-		p.ops = append(p.ops, op{field: i, kind: kind, source: source{kind: fromConstant, value: cell{set: true, i: 1}}})
-		return nil
-	}
-	if len(path) == 0 {
-		path = []string{f.name}
-	}
-	s, typ, err := c.value(et, path, o.ref.at)
-	if err != nil {
-		return err
-	}
-	kind, scale := rowType(typ)
-	if !t.take(kind, scale) {
-		return c.d.errorf(o.ref.at, "%s is of the type %s, and the field %s is %s by what stands before", o.ref, kind, f.name, t.kind)
-	}
-	ops := map[string]opKind{"from": opAssign, "last": opAssign, "first": opFirst, "add": opAdd, "subtract": opSubtract, "min": opMin, "max": opMax}
-	switch o.name {
-	case "add", "subtract":
-		if kind != avro.Long && kind != avro.Double && kind != avro.Decimal {
-			return c.d.errorf(o.ref.at, "%s needs a number, %s is of the type %s", o.name, o.ref, kind)
-		}
-	case "min", "max":
-		if kind == avro.JSON || kind == avro.Bool || kind == avro.Bytes {
-			return c.d.errorf(o.ref.at, "%s cannot compare values of the type %s", o.name, kind)
-		}
-	}
-	p.ops = append(p.ops, op{field: i, kind: ops[o.name], source: s})
-	return nil
-}
-
-// constants types set, clear and initial, and fills them into the programs.
-func (c *compiler) constants(i int, f *fieldDef, t *typer) error {
-	literals := []*literal{f.initial}
-	for _, o := range f.ops {
-		literals = append(literals, o.literal)
-	}
-	for _, l := range literals { // a field of constants only has the type of the first
-		if !t.known && l != nil && l.value != nil {
-			t.take(literalKind(l.value), 0)
-		}
-	}
-	if f.hasInitial {
-		v, err := c.constant(f, f.initial, t)
-		if err != nil {
-			return err
-		}
-		c.plan.fields[i].initial = v
-	}
-	for _, o := range f.ops {
-		if o.name != "set" && o.name != "clear" {
-			continue
-		}
-		v := cell{}
-		if o.name == "set" {
-			var err error
-			if v, err = c.constant(f, o.literal, t); err != nil {
-				return err
+		default:
+			if o.typ.kind != avro.Timestamp && (o.typ.kind != avro.Date || name == "hour") {
+				return c.d.errorf(r.at, "%s is for times, and %s is of the type %s", name, r, o.typ)
 			}
+			o.typ = valueType{kind: avro.String}
 		}
-		types, err := c.eventTypes(o.ref)
-		if err != nil {
-			return err
-		}
-		for _, et := range types {
-			p := c.program(et)
-			for j := range p.ops {
-				if p.ops[j].field == i && p.ops[j].kind == opAssign && p.ops[j].source.kind == fromConstant {
-					p.ops[j].source.value = v
-				}
-			}
-		}
+		o.words += " | " + name
 	}
+	p := c.program(t)
+	p.derived = append(p.derived, derived{o.source, r.transforms})
+	o.source = source{kind: fromDerived, index: len(p.derived) - 1}
 	return nil
-}
-
-func literalKind(v any) avro.Kind {
-	switch v.(type) {
-	case bool:
-		return avro.Bool
-	case int64:
-		return avro.Long
-	case float64:
-		return avro.Double
-	default:
-		return avro.String
-	}
-}
-
-// constant converts a literal to the field's type.
-func (c *compiler) constant(f *fieldDef, l *literal, t *typer) (cell, error) {
-	if l == nil || l.value == nil {
-		return cell{}, nil
-	}
-	bad := func() (cell, error) {
-		return cell{}, c.d.errorf(l.at, "the constant is no value of the type %s, which the field %s has", t.kind, f.name)
-	}
-	switch v := l.value.(type) {
-	case bool:
-		if t.kind != avro.Bool {
-			return bad()
-		}
-		out := cell{set: true}
-		if v {
-			out.i = 1
-		}
-		return out, nil
-	case int64:
-		switch t.kind {
-		case avro.Long:
-			return cell{set: true, i: v}, nil
-		case avro.Double:
-			return cell{set: true, f: float64(v)}, nil
-		case avro.Decimal:
-			return cell{set: true, big: new(big.Int).Mul(big.NewInt(v), new(big.Int).Exp(big.NewInt(10), big.NewInt(int64(t.scale)), nil))}, nil
-		}
-		return bad()
-	case float64:
-		if t.kind != avro.Double {
-			return bad()
-		}
-		return cell{set: true, f: v}, nil
-	case string:
-		switch t.kind {
-		case avro.String, avro.Enum, avro.UUID:
-			return cell{set: true, b: []byte(v)}, nil
-		case avro.Timestamp:
-			if us, err := event.ParseTime(v); err == nil {
-				return cell{set: true, i: int64(us)}, nil
-			}
-		}
-	}
-	return bad()
 }
 
 func (c *compiler) collectRemove() error {
 	for _, r := range c.d.remove {
-		if len(r.path) > 0 {
+		if len(r.path) > 0 || r.value != nil || r.transforms != nil {
 			return c.d.errorf(r.at, "remove names events, not %s", r)
 		}
 		types, err := c.eventTypes(r)
@@ -387,130 +274,114 @@ func (c *compiler) collectRemove() error {
 			return c.d.errorf(r.at, "remove is not possible for rows that several streams feed: a removal and an addition from two partitions have no order")
 		}
 		for _, t := range types {
-			c.program(t).remove = true
-		}
-	}
-	return nil
-}
-
-// keys resolves the key in every event that the plan uses, and types the fields
-// that show it.
-func (c *compiler) keys() error {
-	var t typer
-	partTypes := make([]typer, len(c.plan.key.parts))
-	for _, et := range c.types {
-		p := c.plan.programs[et.Category][et.Name]
-		if p == nil || c.d.key.kind != keyFields {
-			continue
-		}
-		for i, part := range c.keyParts(et) {
-			if part.path == nil {
-				return c.d.errorf(c.d.key.at, "the key says nothing of the event %s, which the projection uses", et.Name)
-			}
-			s, typ, err := c.value(et, part.path, part.at)
+			when, err := c.condition(t, r)
 			if err != nil {
 				return err
 			}
-			kind, scale := rowType(typ)
-			if kind == avro.JSON {
-				return c.d.errorf(part.at, "a key cannot be made of %s, which is of the type %s", strings.Join(part.path, "."), typ.Kind)
+			p := c.program(t)
+			p.removes = append(p.removes, when)
+			p.always = p.always || when == none
+			words := t.Category + "/" + t.Name
+			if r.when != nil {
+				words += " when " + r.when.text
 			}
-			into := &t
-			if len(partTypes) > 0 {
-				into = &partTypes[i]
-			}
-			if !into.take(kind, scale) {
-				return c.d.errorf(part.at, "%s of %s is of the type %s, in another event of the type %s", strings.Join(part.path, "."), et.Name, kind, into.kind)
-			}
-			p.key = append(p.key, s)
+			c.removes = append(c.removes, words)
 		}
 	}
-	return c.keyFields(t, partTypes)
-}
-
-// keyParts returns the parts of the key in an event type.
-func (c *compiler) keyParts(et *avro.EventType) []ref {
-	if len(c.plan.key.parts) > 0 {
-		return c.d.key.parts
-	}
-	for _, r := range c.d.key.parts {
-		if r.event == et.Name || r.event == et.Category+"/"+et.Name {
-			return []ref{{path: r.path, at: r.at}}
-		}
-	}
-	return []ref{{}}
-}
-
-func (c *compiler) keyFields(t typer, parts []typer) error {
-	for i := range c.plan.fields {
-		f := &c.plan.fields[i]
-		if !f.Key {
-			continue
-		}
-		at := c.d.fields[i].at
-		switch {
-		case c.plan.key.kind != keyFields:
-			f.Kind = avro.String
-		case len(parts) == 0:
-			f.Kind, f.Scale = t.kind, t.scale
-		case len(parts) == 1:
-			f.Kind, f.Scale = parts[0].kind, parts[0].scale
-		default:
-			j := slices.Index(c.plan.key.parts, f.Name)
-			if j < 0 {
-				return c.d.errorf(at, "the field %s shows a part of the key, whose parts are %s", f.Name, strings.Join(c.plan.key.parts, ", "))
-			}
-			f.Kind, f.Scale = parts[j].kind, parts[j].scale
-		}
-	}
+	slices.Sort(c.removes)
 	return nil
 }
 
 func (c *compiler) collectIndexes() error {
 	for _, x := range c.d.indexes {
+		index := Index{Fields: x.fields, Unique: x.unique}
+		var texts []int
 		for _, name := range x.fields {
 			i := slices.IndexFunc(c.plan.fields, func(f Field) bool { return f.Name == name })
 			if i < 0 {
-				var known []string
-				for _, f := range c.plan.fields {
-					known = append(known, f.Name)
+				return c.d.errorf(x.at, "the index names the field %s, which does not exist%s", name, suggest(name, fieldsNames(c.plan.fields)))
+			}
+			f := &c.plan.fields[i]
+			if f.Kind == avro.JSON {
+				if f.Shape == ShapeObject || f.Shape == ShapeChildren {
+					return c.d.errorf(x.at, "the field %s holds %s, which cannot be indexed", name, map[Shape]string{ShapeObject: "an object", ShapeChildren: "children"}[f.Shape])
 				}
-				return c.d.errorf(x.at, "the index names the field %s, which does not exist%s", name, suggest(name, known))
+				if len(x.fields) > 1 || x.unique {
+					return c.d.errorf(x.at, "the field %s holds a %s, whose members are indexed by an index of its own, which is not unique", name, f.Shape)
+				}
+				index.Contains = true
+				continue
 			}
-			if c.plan.fields[i].Kind == avro.JSON {
-				return c.d.errorf(x.at, "the field %s holds nested values, which cannot be indexed", name)
+			switch f.Kind {
+			case avro.String, avro.Bytes:
+				texts = append(texts, i)
 			}
-			c.plan.fields[i].indexed = true
 		}
-		c.plan.indexes = append(c.plan.indexes, Index{Fields: x.fields, Unique: x.unique})
+		for _, i := range texts {
+			c.limitText(&c.plan.fields[i], maxIndexedText/len(texts))
+		}
+		c.plan.indexes = append(c.plan.indexes, index)
 	}
 	return nil
 }
 
-// checkShared refuses what would depend on the order of partitions, and settles
-// how partial values are merged.
-func (c *compiler) checkShared() error {
-	if !c.plan.shared {
-		return nil
+// limitText bounds the text of an indexed field: all texts of one index share
+// what an entry of it holds.
+func (c *compiler) limitText(f *Field, most int) {
+	if f.MaxText == 0 || most < f.MaxText {
+		f.MaxText = most
 	}
-	for i := range c.plan.fields {
-		f, d := &c.plan.fields[i], &c.d.fields[i]
-		for _, o := range d.ops {
-			kind := map[string]mergeKind{"from": mergeLast, "last": mergeLast, "set": mergeLast, "clear": mergeLast, "first": mergeFirst, "min": mergeMin, "max": mergeMax}[o.name]
-			if kind == mergeNone {
-				kind = mergeSum
-			}
-			if f.merge != mergeNone && f.merge != kind {
-				return c.d.errorf(o.ref.at, "%s cannot be combined with what stands before: rows of this projection are fed by several streams, whose events have no order", o.name)
-			}
-			f.merge = kind
-		}
-		if f.merge == mergeSum && f.Kind == avro.Double {
-			return c.d.errorf(d.at, "floating-point numbers cannot be added up over several streams: the sum would depend on their order; use a decimal")
-		}
-		if d.hasInitial && f.merge != mergeLast {
-			return c.d.errorf(d.at, "initial is not possible here: rows of this projection are fed by several streams, and each would bring it along")
+	col := &c.plan.columns[f.column]
+	col.maxText = f.MaxText
+	if f.Kind == avro.Bytes { // they are indexed in base64
+		col.maxText = f.MaxText * 3 / 4
+	}
+}
+
+func fieldsNames(fields []Field) (names []string) {
+	for _, f := range fields {
+		names = append(names, f.Name)
+	}
+	return names
+}
+
+// finish fills in what the folder looks up instead of finding it out.
+func (c *compiler) finish() error {
+	p := c.plan
+	p.layout = newLayout(p.fields, p.columns)
+	for i := range p.columns {
+		switch m := p.columns[i].merge; {
+		case m == mergeLast, m == mergeFirst, m == mergeItems, p.columns[i].typ.counted:
+			p.stateful = append(p.stateful, i)
 		}
 	}
+	slices.SortFunc(p.stateful, func(a, b int) int { return compareNames(p.columns[a].name, p.columns[b].name) })
+	for _, programs := range p.programs {
+		for _, program := range programs {
+			program.finish(p.columns)
+		}
+	}
+	p.describe(c.keyed, c.removes)
 	return nil
+}
+
+func (p *program) finish(columns []column) {
+	summed := make(map[int]bool)
+	for _, o := range p.ops {
+		summed[o.column] = summed[o.column] || (o.kind == opAdd || o.kind == opSubtract) && (o.typ.kind == avro.Long || o.typ.kind == avro.Double)
+	}
+	p.always = p.always || len(p.ops) == 0
+	for i := range p.ops {
+		o := &p.ops[i]
+		p.always = p.always || o.when == none
+		if columns[o.column].maxText > 0 && o.kind < opInclude && o.source.kind != fromConstant {
+			p.texts = append(p.texts, i)
+		}
+		if summed[o.column] {
+			p.sums = append(p.sums, i)
+		}
+		if o.kind == opInclude || o.kind == opPut || o.kind == opChild && !o.drop {
+			p.grows = append(p.grows, i)
+		}
+	}
 }

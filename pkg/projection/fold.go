@@ -2,24 +2,23 @@ package projection
 
 import (
 	"bytes"
-	"cmp"
-	"encoding/hex"
 	"fmt"
 	"math"
-	"math/big"
 	"slices"
+	"unicode/utf8"
 
 	"github.com/refoldhq/refold/pkg/avro"
 	"github.com/refoldhq/refold/pkg/event"
+	"github.com/refoldhq/refold/pkg/strictjson"
 )
 
 // Outcome says what an event is to a plan.
 type Outcome int
 
 const (
-	// Filtered: the plan does not use events of this type.
+	// Filtered: the event concerns no row of the plan.
 	Filtered Outcome = iota
-	// Applies: the event concerns the row of Folder.Key.
+	// Applies: the event concerns the rows of Folder.Keys.
 	Applies
 )
 
@@ -30,31 +29,52 @@ func (e *Poison) Error() string { return e.Reason }
 
 func poison(format string, args ...any) error { return &Poison{fmt.Sprintf(format, args...)} }
 
-// Limits that are decided here, so that live runs and rebuilds agree.
+// Limits that are decided here, so that live runs and rebuilds agree. A btree
+// entry holds 2,704 bytes: the key and the texts of one index share them.
 const (
-	maxIndexedText = 2000 // bytes; a btree entry holds 2,704
+	maxIndexedText = 2000 // bytes of all texts in one index
 	maxKey         = 2000
+	maxIndexedKey  = 600 // of rows that have indexes; a stream's id has 400
+	// maxItems is the most that a set, a map or the children of a row of one stream
+	// hold: each change writes them all. Shared ones have no bound that every order
+	// of partitions would agree on.
+	maxItems = 10_000
 )
 
 // Folder folds the events of one partition. It is not safe for concurrent use.
+// What it gives back is valid until the next Begin.
 type Folder struct {
-	plan      *Plan
-	selectors map[selectorKey]*avro.Selector
-	values    []avro.Value
-	key       []byte
-	event     *event.Event
-	program   *program
-	stamp     string
+	plan     *Plan
+	category string
+	programs map[string]*program // of that category
+
+	event      *event.Event
+	program    *program
+	writer     *avro.Schema // of the event, for a fold in Go
+	stamp      stamp
+	selectors  [][]writerSelector // by program
+	values     []avro.Value       // decoded
+	derived    []avro.Value
+	all        []avro.Value // results of expressions, key by key
+	results    []avro.Value // those for the present key
+	keys       keyList
+	scratch    []byte // of texts that were made of others
+	jsonb      strictjson.JSONB
+	sums       []cell // by column, of sums that are tried
+	tried      []bool
+	activation activation
 }
 
-type selectorKey struct {
-	writer  *avro.Schema
-	program *program
+type writerSelector struct {
+	writer   *avro.Schema
+	selector *avro.Selector
 }
 
 // NewFolder returns a folder.
 func (p *Plan) NewFolder() *Folder {
-	return &Folder{plan: p, selectors: make(map[selectorKey]*avro.Selector)}
+	f := &Folder{plan: p, selectors: make([][]writerSelector, p.count)}
+	f.activation.folder = f
+	return f
 }
 
 // Uses tells whether the plan uses events of a type.
@@ -70,34 +90,88 @@ func (p *Plan) program(category, typ string) *program {
 }
 
 // Begin decodes what the plan needs of an event, whose value was written with
-// the schema writer, and finds the key of its row. The event must stay as it is
-// until Apply. The error is a [*Poison].
+// the schema writer, and finds the keys of its rows. The event must stay as it is
+// until the last Apply. The error is a [*Poison]. Whatever can be known to be
+// wrong without the row is found here, so for a shared plan Apply does not fail:
+// an event is folded into all of its rows or into none.
 func (f *Folder) Begin(e *event.Event, writer *avro.Schema) (Outcome, error) {
-	f.event, f.program, f.stamp = e, f.plan.program(e.Category, e.Type), ""
+	f.event = e
+	f.find(e)
 	if f.program == nil {
 		return Filtered, nil
 	}
-	_, body, err := avro.SplitFrame(e.Value)
-	if err != nil {
-		return Applies, poison("%v", err)
+	if f.plan.fold != nil {
+		return f.beginGo(writer)
 	}
-	selector := f.selectors[selectorKey{writer, f.program}]
-	if selector == nil {
-		if selector, err = f.program.selector(writer); err != nil {
-			return Applies, err
+	f.stamp = stamp{}
+	f.scratch = f.scratch[:0]
+	if err := f.decode(writer); err != nil {
+		return Applies, err
+	}
+	if err := f.makeKeys(); err != nil {
+		return Applies, err
+	}
+	return f.evaluate()
+}
+
+// find looks up what the plan does with the event.
+func (f *Folder) find(e *event.Event) {
+	if f.programs == nil || f.category != e.Category {
+		f.programs = f.plan.programs[e.Category]
+		f.category = ""
+		if f.programs != nil {
+			i := slices.Index(f.plan.categories, e.Category)
+			f.category = f.plan.categories[i] // not the event's, whose memory is somebody else's
 		}
-		f.selectors[selectorKey{writer, f.program}] = selector
 	}
-	f.values = slices.Grow(f.values[:0], len(f.program.paths))[:len(f.program.paths)]
+	if f.program = f.programs[e.Type]; f.program == nil && len(f.plan.former) > 0 {
+		f.program = f.plan.program(e.Category, e.Type)
+	}
+}
+
+// decode reads the fields that the plan needs.
+func (f *Folder) decode(writer *avro.Schema) error {
+	p := f.program
+	_, body, err := avro.SplitFrame(f.event.Value)
+	if err != nil {
+		return poison("%v", err)
+	}
+	selector, err := f.selector(writer)
+	if err != nil {
+		return err
+	}
+	f.values = slices.Grow(f.values[:0], len(p.paths))[:len(p.paths)]
 	if err := selector.Select(body, f.values); err != nil {
-		return Applies, poison("%v", err)
+		return poison("%v", err)
 	}
-	return Applies, f.makeKey()
+	for i := range f.values {
+		if v := &f.values[i]; v.Kind == avro.JSON {
+			if err := f.normalize(v); err != nil {
+				return poison("the field %v: %v", p.paths[i], err)
+			}
+		}
+	}
+	f.derived = f.derived[:0]
+	for i := range p.derived {
+		d := &p.derived[i]
+		v, err := f.transform(f.value(&d.from), d.transforms)
+		if err != nil {
+			return err
+		}
+		f.derived = append(f.derived, v)
+	}
+	return f.checkTexts()
 }
 
 // selector returns what reads the fields of the newest version from payloads of a
 // writer's schema, through upcasters where there are any.
-func (p *program) selector(writer *avro.Schema) (*avro.Selector, error) {
+func (f *Folder) selector(writer *avro.Schema) (*avro.Selector, error) {
+	p := f.program
+	for _, s := range f.selectors[p.index] {
+		if s.writer == writer {
+			return s.selector, nil
+		}
+	}
 	upgrade, err := p.typ.Upgrade(writer)
 	if err != nil && writer.Name() != p.typ.Name {
 		return nil, poison("the value is a %s, the event a %s", writer.Name(), p.typ.Name)
@@ -109,308 +183,243 @@ func (p *program) selector(writer *avro.Schema) (*avro.Selector, error) {
 	if err != nil {
 		return nil, poison("the schema of the value cannot be read as that of %s: %v", p.typ.Name, err)
 	}
+	f.selectors[p.index] = append(f.selectors[p.index], writerSelector{writer, selector})
 	return selector, nil
 }
 
-// Key returns the key of the row that the event concerns; it is valid until the
-// next Begin.
-func (f *Folder) Key() []byte { return f.key }
-
-var bucketLayouts = map[string]string{"hour": "2006-01-02T15:00:00Z", "day": "2006-01-02", "month": "2006-01", "year": "2006"}
-
-func (f *Folder) makeKey() error {
-	k := &f.plan.key
-	f.key = f.key[:0]
-	switch k.kind {
-	case keyStream:
-		f.key = append(f.key, f.event.Stream...)
-	case keyConstant:
-		f.key = append(f.key, k.value...)
-	case keyBucket:
-		t := f.event.Time
-		if k.bucket == "$recorded" {
-			t = f.event.Recorded
-		}
-		f.key = t.Std().AppendFormat(f.key, bucketLayouts[k.by])
-	default:
-		for i, s := range f.program.key {
-			v := f.value(s)
-			if v.Kind == avro.Null {
-				return poison("the event has no value for the key")
-			}
-			if i > 0 {
-				f.key = append(f.key, ',')
-			}
-			if len(f.program.key) > 1 {
-				f.key = appendEscaped(f.key, v.AppendText(nil))
-			} else {
-				f.key = v.AppendText(f.key)
-			}
-		}
+// normalize writes JSON as jsonb will print it, so that a row has one form.
+func (f *Folder) normalize(v *avro.Value) error {
+	start := len(f.scratch)
+	out, err := f.jsonb.Append(f.scratch, v.Bytes)
+	if err != nil {
+		return err
 	}
-	if len(f.key) == 0 || len(f.key) > maxKey {
-		return poison("the key has %d bytes: want 1 to %d", len(f.key), maxKey)
-	}
+	f.scratch, v.Bytes = out, out[start:len(out):len(out)]
 	return nil
 }
 
-// appendEscaped percent-encodes all but RFC 3986's unreserved characters.
-func appendEscaped(dst, text []byte) []byte {
-	const digits = "0123456789ABCDEF"
-	for _, c := range text {
-		switch {
-		case c >= 'a' && c <= 'z', c >= 'A' && c <= 'Z', c >= '0' && c <= '9', c == '-', c == '.', c == '_', c == '~':
-			dst = append(dst, c)
-		default:
-			dst = append(dst, '%', digits[c>>4], digits[c&15])
-		}
-	}
-	return dst
-}
-
 // value returns what a source gives for the present event; constants apart.
-func (f *Folder) value(s source) avro.Value {
+func (f *Folder) value(s *source) avro.Value {
 	e := f.event
 	switch s.kind {
 	case fromField:
 		return f.values[s.index]
+	case fromDerived:
+		return f.derived[s.index]
+	case fromExpression:
+		return f.results[s.index]
 	case fromTime:
 		return avro.Value{Kind: avro.Timestamp, Int: int64(e.Time)}
 	case fromRecorded:
 		return avro.Value{Kind: avro.Timestamp, Int: int64(e.Recorded)}
 	case fromID:
-		return avro.Value{Kind: avro.UUID, Bytes: e.ID.Append(nil)}
+		return avro.Value{Kind: avro.UUID, Bytes: f.keep(func(b []byte) []byte { return e.ID.Append(b) })}
 	case fromType:
-		return avro.Value{Kind: avro.String, Bytes: []byte(f.program.typ.Name)}
+		return avro.Value{Kind: avro.String, Bytes: f.keep(func(b []byte) []byte { return append(b, f.program.typ.Name...) })}
 	case fromStream:
-		return avro.Value{Kind: avro.String, Bytes: []byte(e.Stream)}
+		return avro.Value{Kind: avro.String, Bytes: f.keep(func(b []byte) []byte { return append(b, e.Stream...) })}
 	case fromVersion:
 		return avro.Value{Kind: avro.Long, Int: e.Version}
 	case fromActor:
 		if e.Metadata.Actor == "" {
 			return avro.Value{}
 		}
-		return avro.Value{Kind: avro.String, Bytes: []byte(e.Metadata.Actor)}
+		return avro.Value{Kind: avro.String, Bytes: f.keep(func(b []byte) []byte { return append(b, e.Metadata.Actor...) })}
 	default:
 		return avro.Value{}
 	}
 }
 
-// cellOf returns a source's value as a cell, which aliases the event.
-func (f *Folder) cellOf(s source) cell {
+// keep appends to the scratch memory of the event and returns what was appended.
+func (f *Folder) keep(add func([]byte) []byte) []byte {
+	start := len(f.scratch)
+	f.scratch = add(f.scratch)
+	return f.scratch[start:len(f.scratch):len(f.scratch)]
+}
+
+// cellOf loads a source's value, which aliases the event, into c.
+func (f *Folder) cellOf(s *source, c *cell) {
 	if s.kind == fromConstant {
-		return s.value
+		*c = s.value
+		return
 	}
 	v := f.value(s)
-	switch v.Kind {
-	case avro.Null:
-		return cell{}
-	case avro.Decimal:
-		return cell{set: true, big: avro.BigDecimal(v.Bytes)}
-	default:
-		return cell{set: true, i: v.Int, f: v.Float, b: v.Bytes}
-	}
+	c.load(&v)
 }
 
-// Apply folds the event of the last Begin into its row. On an error, which is a
-// [*Poison], the row is as it was.
-func (f *Folder) Apply(row *Row) error {
-	if f.program.remove {
-		row.exists, row.cells, row.stamps = false, nil, nil
-		return nil
+// checkTexts refuses what Postgres would: text that is too long for an index, or
+// metadata that no jsonb holds.
+func (f *Folder) checkTexts() error {
+	if m := f.event.Metadata.Actor; !utf8.ValidString(m) || bytes.IndexByte([]byte(m), 0) >= 0 {
+		return poison("the actor is not valid UTF-8 or holds NUL")
 	}
-	if err := f.check(row); err != nil {
-		return err
+	for _, at := range []event.Time{f.event.Time, f.event.Recorded} {
+		if at < event.MinTime || at > event.MaxTime {
+			return poison("the event's time is outside the years 0001 to 9999")
+		}
 	}
-	if !row.exists {
-		row.create()
-		f.setKeyFields(row)
-	}
-	for i := range f.program.ops {
-		f.apply(row, &f.program.ops[i])
-	}
-	return nil
-}
-
-// check finds out whether all operators can be applied, before any is.
-func (f *Folder) check(row *Row) error {
-	for i := range f.program.ops {
+	for _, i := range f.program.texts {
 		o := &f.program.ops[i]
-		field := &f.plan.fields[o.field]
-		v := f.cellOf(o.source)
-		if field.indexed && len(v.b) > maxIndexedText {
-			return poison("the field %s is indexed and would have %d bytes: at most %d", field.Name, len(v.b), maxIndexedText)
+		if o.source.kind == fromExpression {
+			continue // see evaluate
 		}
-		if o.kind != opAdd && o.kind != opSubtract || !v.set {
-			continue
-		}
-		if err := f.checkSum(row, o, field, v); err != nil {
+		if err := f.checkText(o); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// checkSum refuses sums beyond their type. Operators of one field within one
-// event are few and checked one by one against the present value.
-func (f *Folder) checkSum(row *Row, o *op, field *Field, v cell) error {
-	now := field.initial
-	if row.exists {
-		now = row.cells[o.field]
+func (f *Folder) checkText(o *op) error {
+	v, col := f.value(&o.source), &f.plan.columns[o.column]
+	if n := len(v.Bytes); n > col.maxText {
+		return poison("the field %s is indexed and would have %d bytes: at most %d", col.name, n, col.maxText)
 	}
-	switch field.Kind {
-	case avro.Long:
-		if _, ok := addLong(now.i, v.i, o.kind == opSubtract); !ok {
-			return poison("the sum %s would leave 64 bits", field.Name)
+	return nil
+}
+
+// Apply folds the event of the last Begin into the row of Key. On an error, which
+// is a [*Poison], the row is as it was.
+func (f *Folder) Apply(row *Row) error {
+	if f.plan.fold != nil {
+		return f.applyGo(row)
+	}
+	p := f.program
+	for _, when := range p.removes {
+		if f.holds(when) {
+			row.remove()
+			return nil
 		}
-	case avro.Double:
-		sum := now.f + v.f
-		if o.kind == opSubtract {
-			sum = now.f - v.f
+	}
+	if !f.plan.shared {
+		if err := f.check(row); err != nil {
+			return err
 		}
-		if math.IsInf(sum, 0) {
-			return poison("the sum %s would not be finite", field.Name)
+	}
+	if !row.exists {
+		row.create()
+		f.setKeyFields(row)
+	}
+	for i := range p.ops {
+		if o := &p.ops[i]; f.holds(o.when) {
+			f.apply(o, row.cells, row.stamps)
 		}
 	}
 	return nil
 }
 
-func addLong(a, b int64, subtract bool) (int64, bool) {
-	if subtract {
-		d := a - b
-		return d, (d < a) == (b > 0)
+// holds tells whether a condition is true for the event and the present key.
+func (f *Folder) holds(when int) bool { return when == none || f.results[when].Int != 0 }
+
+// check finds out whether the row can take the event, before it is touched: no
+// sum leaves its type and nothing grows without a bound.
+func (f *Folder) check(row *Row) error {
+	p := f.program
+	for _, i := range p.grows {
+		o := &p.ops[i]
+		if row.exists && row.cells[o.column].items.len() >= maxItems && f.holds(o.when) {
+			return poison("the field %s holds %d items: no more fit", f.plan.columns[o.column].name, maxItems)
+		}
 	}
-	s := a + b
-	return s, (s > a) == (b > 0)
+	if len(p.sums) == 0 {
+		return nil
+	}
+	if f.sums == nil {
+		f.sums, f.tried = make([]cell, len(f.plan.columns)), make([]bool, len(f.plan.columns))
+	}
+	for _, i := range p.sums {
+		f.tried[p.ops[i].column] = false
+	}
+	for _, i := range p.sums {
+		o := &p.ops[i]
+		if !f.holds(o.when) {
+			continue
+		}
+		sum := &f.sums[o.column]
+		if !f.tried[o.column] {
+			f.tried[o.column] = true
+			if *sum = f.plan.columns[o.column].initial; row.exists {
+				*sum = row.cells[o.column]
+			}
+		}
+		f.apply(o, f.sums, nil)
+		switch col := &f.plan.columns[o.column]; {
+		case col.typ.kind == avro.Long && sum.big != nil:
+			return poison("the sum %s would leave 64 bits", col.name)
+		case col.typ.kind == avro.Double && math.IsInf(sum.float(), 0):
+			return poison("the sum %s would not be finite", col.name)
+		}
+	}
+	return nil
 }
 
 func (f *Folder) setKeyFields(row *Row) {
 	for i := range f.plan.fields {
-		if !f.plan.fields[i].Key {
+		field := &f.plan.fields[i]
+		if !field.Key {
 			continue
 		}
-		switch {
-		case f.plan.key.kind != keyFields:
-			row.cells[i] = cell{set: true, b: bytes.Clone(f.key)}
-		case len(f.program.key) == 1:
-			row.cells[i] = f.cellOf(f.program.key[0]).clone()
+		to := &row.cells[field.column]
+		switch part := f.keys.current(); {
+		case part.source == nil: // the whole of the key, as text
+			to.assign(&cell{set: true, b: f.Key()})
+		case part.each:
+			to.assign(&part.item)
 		default:
-			part := slices.Index(f.plan.key.parts, f.plan.fields[i].Name)
-			row.cells[i] = f.cellOf(f.program.key[part]).clone()
+			n := 0
+			if len(part.source.parts) > 1 {
+				n = slices.Index(f.plan.key.parts, field.Name)
+			}
+			var v cell
+			f.cellOf(&part.source.parts[n], &v)
+			to.assign(&v)
 		}
 	}
 }
 
-// clone returns the cell with memory of its own.
-func (c cell) clone() cell {
-	c.b = bytes.Clone(c.b)
-	return c
-}
-
-func (f *Folder) apply(row *Row, o *op) {
-	v := f.cellOf(o.source)
-	to := &row.cells[o.field]
+// apply folds one operator into cells; stamps are nil unless rows are shared.
+func (f *Folder) apply(o *op, cells []cell, stamps []stamp) {
+	to := &cells[o.column]
+	if o.kind >= opInclude {
+		f.applyItems(o, to, stamps != nil)
+		return
+	}
+	var v cell
+	f.cellOf(&o.source, &v)
 	switch o.kind {
 	case opAssign:
-		if f.plan.shared && !f.later(row, o.field) {
+		if stamps != nil && !f.wins(&stamps[o.column], true) {
 			return
 		}
-		*to = v.clone()
+		to.assign(&v)
 	case opFirst:
-		f.first(row, o.field, v)
+		switch {
+		case !v.set:
+		case stamps != nil:
+			if f.wins(&stamps[o.column], false) {
+				to.assign(&v)
+			}
+		case !to.set:
+			to.assign(&v)
+		}
 	case opAdd, opSubtract:
-		if v.set {
-			to.add(v, o.kind == opSubtract)
+		if !v.set {
+			return
+		}
+		if o.typ.kind == avro.Double {
+			to.addFloat(&v, o.kind == opSubtract)
+		} else {
+			to.add(&v, o.kind == opSubtract)
 		}
 	case opMin, opMax:
-		if v.set && (!to.set || compare(v, *to, f.plan.fields[o.field].Kind) < 0 == (o.kind == opMin)) {
-			*to = v.clone()
+		if !v.set {
+			return
 		}
-	}
-}
-
-// later notes the event's stamp if it is the greatest so far. Within one event
-// the last operator wins.
-func (f *Folder) later(row *Row, field int) bool {
-	if stamp := f.stampOf(); stamp >= row.stamps[field] {
-		row.stamps[field] = stamp
-		return true
-	}
-	return false
-}
-
-// first keeps the first value that is not null.
-func (f *Folder) first(row *Row, field int, v cell) {
-	if !v.set {
-		return
-	}
-	if !f.plan.shared {
-		if !row.cells[field].set {
-			row.cells[field] = v.clone()
+		if c := 0; to.set {
+			if c = compare(&v, to, o.typ.kind); c == 0 || c < 0 != (o.kind == opMin) {
+				return
+			}
 		}
-		return
-	}
-	if stamp := f.stampOf(); row.stamps[field] == "" || stamp < row.stamps[field] {
-		row.stamps[field], row.cells[field] = stamp, v.clone()
-	}
-}
-
-// stampOf returns the event's place in the order of (event time, category, slot,
-// seq), as text whose byte order is that order.
-func (f *Folder) stampOf() string {
-	if f.stamp == "" {
-		e := f.event
-		b := appendHex(make([]byte, 0, 48+len(e.Category)), uint64(e.Time)^1<<63, 16)
-		b = append(append(append(b, '/'), e.Category...), '/')
-		b = appendHex(b, uint64(e.Slot), 4)
-		f.stamp = string(appendHex(append(b, '/'), uint64(e.Seq), 16))
-	}
-	return f.stamp
-}
-
-func appendHex(dst []byte, v uint64, width int) []byte {
-	var raw [8]byte
-	for i := range raw {
-		raw[i] = byte(v >> (56 - 8*i))
-	}
-	var text [16]byte
-	hex.Encode(text[:], raw[:])
-	return append(dst, text[16-width:]...)
-}
-
-func (c *cell) add(v cell, subtract bool) {
-	sign := int64(1)
-	if subtract {
-		sign = -1
-	}
-	switch {
-	case v.big != nil:
-		sum := new(big.Int)
-		if c.big != nil {
-			sum.Set(c.big)
-		}
-		if subtract {
-			sum.Sub(sum, v.big)
-		} else {
-			sum.Add(sum, v.big)
-		}
-		c.big = sum
-	default:
-		c.i += sign * v.i
-		c.f += float64(sign) * v.f
-	}
-	c.set = true
-}
-
-func compare(a, b cell, kind avro.Kind) int {
-	switch kind {
-	case avro.Decimal:
-		return a.big.Cmp(b.big)
-	case avro.Double:
-		return cmp.Compare(a.f, b.f)
-	case avro.String, avro.Enum, avro.UUID:
-		return bytes.Compare(a.b, b.b)
-	default:
-		return cmp.Compare(a.i, b.i)
+		to.assign(&v)
 	}
 }

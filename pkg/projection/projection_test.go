@@ -130,7 +130,7 @@ func TestHistoriesFoldToWhatTheFileSays(t *testing.T) {
 		}
 		require.Len(t, authors, len(perAuthor))
 		for author, n := range perAuthor {
-			require.Contains(t, authors[author], fmt.Sprintf(`"changes":%d,`, n))
+			require.Contains(t, authors[author], fmt.Sprintf(`"changes": %d,`, n))
 		}
 	}
 }
@@ -242,7 +242,7 @@ func TestMistakesAreNamedWithTheirPlace(t *testing.T) {
 		"no YAML":          {"projection: [", 1, ""},
 		"no name":          {"category: User\nfields: {id: {from: UserCreated}}", 1, "name is missing"},
 		"bad name":         {"projection: X\ncategory: User\nfields: {id: {from: UserCreated}}", 1, "cannot name a projection"},
-		"unknown category": {"projection: x\ncategory: Usr\nfields: {id: {from: UserCreated}}", 1, "did you mean User?"},
+		"unknown category": {"projection: x\ncategory: Usr\nfields: {id: {from: UserCreated}}", 2, "did you mean User?"},
 		"unknown member":   {head + "feilds: {}", 3, "did you mean fields?"},
 		"unknown operator": {head + "fields:\n  id: {form: UserCreated}", 4, "did you mean from?"},
 		"unknown event":    {head + "fields:\n  id: {from: UserCreatd}", 4, "did you mean UserCreated?"},
@@ -315,7 +315,7 @@ func TestOperatorsOnRowsOfOneStream(t *testing.T) {
 	require.NoError(t, do(t, plan, row, created, "UserLoginFailed", "UserLoginFailed", "UserEmailVerified", "UserActivated", "UserLoggedIn", "UserLoginFailed"))
 	require.JSONEq(t, `{"id": "42", "email": "a@b.c", "emailVerified": true, "name": "Ada", "active": true, "locked": false, "logins": 1, "failures": 1,
 		"createdAt": "1970-01-01T00:16:40Z", "lastSeen": "1970-01-01T00:16:45Z"}`, string(row.AppendData(nil)))
-	loaded, err := plan.LoadRow(row.AppendData(nil))
+	loaded, err := plan.LoadRow(row.AppendData(nil), nil)
 	require.NoError(t, err)
 	require.Equal(t, string(row.AppendData(nil)), string(loaded.AppendData(nil)))
 	require.NoError(t, do(t, plan, row, "UserDeleted"))

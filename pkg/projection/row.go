@@ -1,36 +1,22 @@
 package projection
 
 import (
-	"bytes"
-	"encoding/base64"
-	"encoding/json"
-	"fmt"
-	"math/big"
+	"slices"
 	"strconv"
-	"strings"
-	"time"
 
 	"github.com/refoldhq/refold/pkg/avro"
-	"github.com/refoldhq/refold/pkg/event"
 )
-
-// cell is one value of a row; the zero value is null.
-type cell struct {
-	set bool
-	i   int64    // Bool, Long, Timestamp, Date, TimeOfDay
-	f   float64  // Double
-	b   []byte   // String, Enum, UUID, Bytes, JSON
-	big *big.Int // Decimal, unscaled; never changed in place
-}
 
 // Row is one row while it is folded: the whole of it for rows of one stream, a
 // part that started empty for shared rows. It is not safe for concurrent use.
 type Row struct {
 	plan   *Plan
 	exists bool
-	cells  []cell
-	stamps []string // of a shared row: of the value that stands, by field
+	cells  []cell  // by column
+	stamps []stamp // of a shared row, by column: of the value that stands
 }
+
+const cellSize = 64 // of a cell, in bytes
 
 // NewRow returns a row that does not exist yet.
 func (p *Plan) NewRow() *Row { return &Row{plan: p} }
@@ -38,140 +24,137 @@ func (p *Plan) NewRow() *Row { return &Row{plan: p} }
 // Exists tells whether there is a row: it was created and not removed.
 func (r *Row) Exists() bool { return r.exists }
 
+// create makes the row as it is before its first event.
 func (r *Row) create() {
 	r.exists = true
-	r.cells = make([]cell, len(r.plan.fields))
-	for i := range r.plan.fields {
-		r.cells[i] = r.plan.fields[i].initial
+	if r.cells == nil {
+		r.cells = make([]cell, len(r.plan.columns))
+		if r.plan.shared {
+			r.stamps = make([]stamp, len(r.plan.columns))
+		}
 	}
-	if r.plan.shared {
-		r.stamps = make([]string, len(r.plan.fields))
+	initialize(r.cells, r.plan.columns)
+}
+
+func initialize(cells []cell, columns []column) {
+	for i := range cells {
+		cells[i].assign(&columns[i].initial)
+		if columns[i].typ.shape >= ShapeSet {
+			cells[i].set, cells[i].items = true, nil
+		}
 	}
+}
+
+// remove makes the row one that does not exist.
+func (r *Row) remove() {
+	r.exists = false
+	clear(r.stamps)
 }
 
 // Size estimates the memory that the row takes, in bytes.
 func (r *Row) Size() int {
-	n := 64 + len(r.cells)*72
+	n := 96 + len(r.cells)*cellSize + len(r.stamps)*24
 	for i := range r.cells {
-		n += len(r.cells[i].b)
+		n += cap(r.cells[i].b) + r.cells[i].items.size()
 	}
 	return n
 }
 
-// AppendData appends the row as JSON: every field of the definition, null until
-// set.
+// AppendData appends the row as Postgres prints the jsonb that it becomes: every
+// field of the definition, null until set. So a row that was stored and read
+// again, and one that was not, have the same bytes. The row must exist.
 func (r *Row) AppendData(dst []byte) []byte {
-	dst = append(dst, '{')
-	for i := range r.plan.fields {
-		if i > 0 {
-			dst = append(dst, ',')
-		}
-		dst = append(append(append(dst, '"'), r.plan.fields[i].Name...), '"', ':')
-		dst = r.cells[i].append(dst, &r.plan.fields[i])
-	}
-	return append(dst, '}')
+	return r.plan.layout.append(dst, r.cells)
 }
 
-func (c *cell) append(dst []byte, f *Field) []byte {
-	if !c.set {
-		return append(dst, "null"...)
-	}
-	if f.Kind == avro.Decimal {
-		dst = append(dst, '"')
-		dst = avro.AppendDecimal(dst, c.big, f.Scale)
-		return append(dst, '"')
-	}
-	return avro.Value{Kind: f.Kind, Int: c.i, Float: c.f, Bytes: c.b}.AppendJSON(dst)
-}
-
-// AppendState appends what merging needs and clients never see, or nothing for
-// rows that need none.
+// AppendState appends what merging and reloading need and clients never see, as
+// Postgres prints it, or nothing for rows that need none.
 func (r *Row) AppendState(dst []byte) []byte {
-	if !r.plan.shared {
+	if len(r.plan.stateful) == 0 && !r.plan.shared {
 		return dst
 	}
 	dst = append(dst, '{')
 	first := len(dst)
-	for i, stamp := range r.stamps {
-		if stamp == "" {
-			continue
-		}
+	for _, i := range r.plan.stateful {
+		c, col := &r.cells[i], &r.plan.columns[i]
 		if len(dst) > first {
-			dst = append(dst, ',')
+			dst = append(dst, ", "...)
 		}
-		dst = append(append(append(dst, '"'), r.plan.fields[i].Name...), `":"`...)
-		dst = append(append(dst, stamp...), '"')
+		dst = append(append(append(dst, '"'), col.name...), `": `...)
+		switch {
+		case c.items != nil:
+			dst = c.items.appendState(dst, col.typ, r.plan.categories)
+		case r.stamps != nil && r.stamps[i].seq != 0:
+			dst = append(r.stamps[i].append(append(dst, '"'), r.plan.categories), '"')
+		default:
+			dst = append(dst, "null"...)
+		}
 	}
 	return append(dst, '}')
 }
 
-// LoadRow returns a row of one stream as AppendData has written it.
-func (p *Plan) LoadRow(data []byte) (*Row, error) {
-	r := &Row{plan: p, exists: true, cells: make([]cell, len(p.fields))}
-	var members map[string]json.RawMessage
-	if err := json.Unmarshal(data, &members); err != nil {
-		return nil, fmt.Errorf("reading a row of %s: %w", p.name, err)
+// layout is how cells become an object: pieces of text, each but the last with
+// the column whose value follows it.
+type layout struct {
+	parts []layoutPart
+	tail  []byte
+}
+
+type layoutPart struct {
+	before []byte
+	column int
+	typ    valueType
+}
+
+func (l *layout) append(dst []byte, cells []cell) []byte {
+	for i := range l.parts {
+		p := &l.parts[i]
+		dst = append(dst, p.before...)
+		dst = cells[p.column].append(dst, p.typ)
 	}
-	for i := range p.fields {
-		raw := bytes.TrimSpace(members[p.fields[i].Name])
-		if raw == nil || string(raw) == "null" {
+	return append(dst, l.tail...)
+}
+
+// newLayout lays fields out as jsonb does: by the length of their names, then by
+// their bytes.
+func newLayout(fields []Field, columns []column) *layout {
+	l := &layout{}
+	l.add(fields, columns)
+	return l
+}
+
+func (l *layout) add(fields []Field, columns []column) {
+	l.tail = append(l.tail, '{')
+	sorted := slices.Clone(fields)
+	slices.SortFunc(sorted, func(a, b Field) int { return compareNames(a.Name, b.Name) })
+	for i := range sorted {
+		f := &sorted[i]
+		if i > 0 {
+			l.tail = append(l.tail, ", "...)
+		}
+		l.tail = append(append(append(l.tail, '"'), f.Name...), `": `...)
+		if f.Shape == ShapeObject {
+			l.add(f.Fields, columns)
 			continue
 		}
-		if err := r.cells[i].load(raw, &p.fields[i]); err != nil {
-			return nil, fmt.Errorf("reading the field %s of a row of %s: %w", p.fields[i].Name, p.name, err)
-		}
+		l.parts = append(l.parts, layoutPart{before: l.tail, column: f.column, typ: columns[f.column].typ})
+		l.tail = nil
 	}
-	return r, nil
+	l.tail = append(l.tail, '}')
 }
 
-func (c *cell) load(raw []byte, f *Field) (err error) {
-	c.set = true
-	switch f.Kind {
-	case avro.Bool:
-		if string(raw) == "true" {
-			c.i = 1
-		}
-		return nil
-	case avro.Long:
-		c.i, err = strconv.ParseInt(string(raw), 10, 64)
-		return err
-	case avro.Double:
-		c.f, err = strconv.ParseFloat(string(raw), 64)
-		return err
-	case avro.JSON:
-		c.b = bytes.Clone(raw)
-		return nil
+func appendFloat(dst []byte, f float64) []byte { return strconv.AppendFloat(dst, f, 'f', -1, 64) }
+
+func (c *cell) appendWhole(dst []byte) []byte {
+	if c.big != nil {
+		return c.big.Append(dst, 10)
 	}
-	var text string
-	if err := json.Unmarshal(raw, &text); err != nil {
-		return err
-	}
-	return c.loadText(text, f)
+	return strconv.AppendInt(dst, c.i, 10)
 }
 
-func (c *cell) loadText(text string, f *Field) (err error) {
-	switch f.Kind {
-	case avro.Bytes:
-		c.b, err = base64.StdEncoding.DecodeString(text)
-	case avro.Timestamp:
-		var t event.Time
-		t, err = event.ParseTime(text)
-		c.i = int64(t)
-	case avro.TimeOfDay:
-		var t event.Time
-		t, err = event.ParseTime("1970-01-01T" + text + "Z")
-		c.i = int64(t)
-	case avro.Date:
-		var t time.Time
-		t, err = time.Parse(time.DateOnly, text)
-		c.i = t.Unix() / 86400
-	case avro.Decimal:
-		var ok bool
-		if c.big, ok = new(big.Int).SetString(strings.Replace(text, ".", "", 1), 10); !ok {
-			err = fmt.Errorf("%q is no decimal", text)
-		}
-	default:
-		c.b = []byte(text)
+func (c *cell) appendDecimal(dst []byte, scale int) []byte {
+	if c.big != nil {
+		return avro.AppendDecimal(dst, c.big, scale)
 	}
-	return err
+	return avro.AppendSmallDecimal(dst, c.i, scale)
 }

@@ -112,13 +112,15 @@ func (d *deriver) step(ctx context.Context, m *Model, from standing, to *Progres
 		}
 		left -= len(events)
 		for k := range events {
-			key, err := d.key(ctx, m, &events[k])
+			concerned, err := d.keys(ctx, m, &events[k])
 			if err != nil {
 				return nil, from, err
 			}
-			if key != "" && !seen[key] {
-				seen[key] = true
-				keys = append(keys, key)
+			for _, key := range concerned {
+				if !seen[key] {
+					seen[key] = true
+					keys = append(keys, key)
+				}
 			}
 		}
 	}
@@ -164,22 +166,22 @@ func (d *deriver) events(ctx context.Context, to categoryProgress, seqs []int64,
 	return events, nil
 }
 
-// key returns the key of the row that an event concerns; empty for none. An event
-// that cannot be applied is parked and changes no row.
-func (d *deriver) key(ctx context.Context, m *Model, e *event.Event) (string, error) {
+// keys returns the keys of the rows that an event concerns. An event that cannot be
+// applied is parked and changes no row.
+func (d *deriver) keys(ctx context.Context, m *Model, e *event.Event) (keys []string, err error) {
 	if !m.Plan.Uses(e.Category, e.Type) {
-		return "", nil
+		return nil, nil
 	}
 	id, _, err := avro.SplitFrame(e.Value)
 	if err != nil {
-		return "", nil //nolint:nilerr // parked
+		return nil, nil //nolint:nilerr // parked
 	}
 	schema, err := d.schemas.SchemaByID(ctx, id)
 	if errors.Is(err, registry.ErrUnknownSchema) {
-		return "", nil // parked
+		return nil, nil // parked
 	}
 	if err != nil {
-		return "", err
+		return nil, err
 	}
 	folder := d.folders[m]
 	if folder == nil {
@@ -187,9 +189,12 @@ func (d *deriver) key(ctx context.Context, m *Model, e *event.Event) (string, er
 		d.folders[m] = folder
 	}
 	if outcome, err := folder.Begin(e, schema); err != nil || outcome == projection.Filtered {
-		return "", nil //nolint:nilerr // parked
+		return nil, nil //nolint:nilerr // parked
 	}
-	return string(folder.Key()), nil
+	for key := range folder.Keys() {
+		keys = append(keys, string(key))
+	}
+	return keys, nil
 }
 
 func (d *deriver) rows(ctx context.Context, m *Model, keys []string, at standing) ([]Change, error) {

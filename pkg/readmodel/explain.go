@@ -222,7 +222,18 @@ func (f *rowFold) begin(ctx context.Context, e *event.Event) (outcome projection
 
 func (f *rowFold) concerns(ctx context.Context, e *event.Event) bool {
 	outcome, reason, err := f.begin(ctx, e)
-	return err == nil && reason == "" && outcome == projection.Applies && string(f.folder.Key()) == f.key
+	return err == nil && reason == "" && outcome == projection.Applies && f.find()
+}
+
+// find makes the row's key the folder's present one, and tells whether it is one of
+// the event's.
+func (f *rowFold) find() bool {
+	for key := range f.folder.Keys() {
+		if string(key) == f.key {
+			return true
+		}
+	}
+	return false
 }
 
 // apply folds one event and tells what it did.
@@ -240,7 +251,7 @@ func (f *rowFold) apply(ctx context.Context, e *event.Event) (*ExplainedEvent, e
 	case reason == "" && outcome == projection.Filtered:
 		done.Outcome = "filtered"
 		return done, nil
-	case reason == "" && string(f.folder.Key()) != f.key:
+	case reason == "" && !f.find():
 		return nil, nil
 	}
 	before := f.members()
@@ -303,7 +314,7 @@ func (e *Explanation) compare(f *rowFold) error {
 	}
 	var stored map[string]json.RawMessage
 	if e.Stored != nil {
-		row, err := f.model.Plan.LoadRow(e.Stored)
+		row, err := f.model.Plan.LoadRow(e.Stored, nil)
 		if err != nil {
 			return fmt.Errorf("reading the row %q: %w", e.Key, err)
 		}

@@ -240,14 +240,14 @@ func (s *snapshot) parkedStreams(ctx context.Context, v readmodel.Version, categ
 }
 
 func (s *snapshot) loadRows(ctx context.Context, plan *projection.Plan, v readmodel.Version, keys []string, into map[string]*projection.Row) error {
-	rows, err := s.tx.Query(ctx, `select key, data from `+v.Table()+` where key = any($1)`, keys)
+	rows, err := s.tx.Query(ctx, `select key, data, state from `+v.Table()+` where key = any($1)`, keys)
 	if err != nil {
 		return fmt.Errorf("reading rows: %w", err)
 	}
 	var key string
-	var data []byte
-	_, err = pgx.ForEachRow(rows, []any{&key, &data}, func() error {
-		row, err := plan.LoadRow(data)
+	var data, state []byte
+	_, err = pgx.ForEachRow(rows, []any{&key, &data, &state}, func() error {
+		row, err := plan.LoadRow(data, state)
 		into[key] = row
 		return err
 	})
@@ -307,13 +307,14 @@ func (f *fold) event(ctx context.Context, e *event.Event, rows map[string]*proje
 	if outcome, err := f.folder.Begin(e, schema); err != nil || outcome == projection.Filtered {
 		return nil //nolint:nilerr // parked; the caller has looked
 	}
-	key := string(f.folder.Key())
-	row := rows[key]
-	if row == nil {
-		row = f.plan.NewRow()
-	}
-	if f.folder.Apply(row) == nil {
-		rows[key] = row
+	for key := range f.folder.Keys() {
+		row := rows[string(key)]
+		if row == nil {
+			row = f.plan.NewRow()
+		}
+		if f.folder.Apply(row) == nil {
+			rows[string(key)] = row
+		}
 	}
 	return nil
 }

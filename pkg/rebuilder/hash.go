@@ -3,6 +3,8 @@ package rebuilder
 import (
 	"encoding/binary"
 	"math/bits"
+
+	"github.com/refoldhq/refold/pkg/strictjson"
 )
 
 // hash computes what Postgres's hashtextextended(text, 0) does on a
@@ -62,7 +64,7 @@ func final(a, b, c uint32) (uint32, uint32) {
 // zero value is ready.
 type rowHasher struct {
 	text      []byte
-	canonical canonical
+	canonical strictjson.JSONB
 }
 
 // hash returns the row's hash; state is empty for none. The error says that data
@@ -70,12 +72,12 @@ type rowHasher struct {
 func (h *rowHasher) hash(key string, data, state []byte) (uint64, error) {
 	h.text = append(append(h.text[:0], key...), 1)
 	var err error
-	if h.text, err = h.canonical.append(h.text, data); err != nil {
+	if h.text, err = h.canonical.Append(h.text, data); err != nil {
 		return 0, err
 	}
 	h.text = append(h.text, 1)
 	if len(state) > 0 {
-		if h.text, err = h.canonical.append(h.text, state); err != nil {
+		if h.text, err = h.canonical.Append(h.text, state); err != nil {
 			return 0, err
 		}
 	}

@@ -8,6 +8,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/refoldhq/refold/pkg/devstack"
+	"github.com/refoldhq/refold/pkg/strictjson"
 )
 
 // documents are JSON as rows may hold it, and as a hostile fold could write it.
@@ -34,7 +35,7 @@ func TestRowHashIsThatOfTheServer(t *testing.T) {
 		var text string
 		var want, withState int64
 		require.NoError(t, pool.QueryRow(ctx, `select $1::text::jsonb::text, refold.row_hash('k', $1::text::jsonb, null), refold.row_hash('k', $1::text::jsonb, $1::text::jsonb)`, doc).Scan(&text, &want, &withState))
-		got, err := h.canonical.append(nil, []byte(doc))
+		got, err := h.canonical.Append(nil, []byte(doc))
 		require.NoError(t, err, doc)
 		require.Equal(t, text, string(got))
 		sum, err := h.hash("k", []byte(doc), nil)
@@ -48,9 +49,9 @@ func TestRowHashIsThatOfTheServer(t *testing.T) {
 
 func TestBrokenJSONHasNoCanonicalForm(t *testing.T) {
 	t.Parallel()
-	var c canonical
+	var c strictjson.JSONB
 	for _, doc := range []string{``, `{`, `{"a"}`, `{"a":}`, `[1`, `"a`, `"\x"`, `"\u12"`, `-`, `1e`, `nul`, `{} {}`, `{"a":1 "b":2}`, strings.Repeat("[", 10000), `1e999999999`} {
-		_, err := c.append(nil, []byte(doc))
+		_, err := c.Append(nil, []byte(doc))
 		require.Error(t, err, doc)
 	}
 }
@@ -60,12 +61,12 @@ func FuzzCanonicalFormIsStable(f *testing.F) {
 		f.Add([]byte(doc))
 	}
 	f.Fuzz(func(t *testing.T, doc []byte) {
-		var c canonical
-		once, err := c.append(nil, doc)
+		var c strictjson.JSONB
+		once, err := c.Append(nil, doc)
 		if err != nil {
 			return
 		}
-		twice, err := c.append(nil, once)
+		twice, err := c.Append(nil, once)
 		require.NoError(t, err)
 		require.Equal(t, string(once), string(twice))
 	})

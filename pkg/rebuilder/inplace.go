@@ -53,7 +53,7 @@ func (j *job) decide(ctx context.Context, options Options) (Kind, readmodel.Vers
 // only events of new types make could not be told from others if the new fields
 // had to be taken out again, so they are not filled in place.
 func (r *Rebuilder) kindOf(before, after *projection.Plan) Kind {
-	switch projection.Compare(before, after).Change {
+	switch projection.Diff(before, after).Change {
 	case projection.ChangeIndex:
 		return Indexes
 	case projection.ChangeBackfill:

@@ -275,7 +275,16 @@ func (l *loader) fold(e *event.Event) error {
 		}
 		return nil
 	}
-	key := l.folder.Key()
+	for key := range l.folder.Keys() {
+		if err := l.apply(e, key); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// apply folds the event that the folder has into one of its rows.
+func (l *loader) apply(e *event.Event, key []byte) error {
 	row := l.rows[string(key)]
 	if row != nil {
 		if err := l.folder.Apply(row); err != nil {
@@ -286,7 +295,7 @@ func (l *loader) fold(e *event.Event) error {
 	if !l.inRange(key) {
 		return nil
 	}
-	row = plan.NewRow()
+	row = l.job.plan.NewRow()
 	if err := l.folder.Apply(row); err != nil {
 		return l.parkFirst(e, err.Error())
 	}

@@ -78,7 +78,7 @@ func (r *Rebuilder) Plan(ctx context.Context, name string, options Options, deep
 			p.Warnings = append(p.Warnings, "the serving version's definition no longer compiles: "+err.Error())
 			break
 		}
-		difference := projection.Compare(before, deployed)
+		difference := projection.Diff(before, deployed)
 		p.Change = string(difference.Change)
 		for _, part := range difference.Parts {
 			p.Fields = append(p.Fields, FieldChange{part.Name, string(part.Change), part.Detail})

@@ -3,6 +3,7 @@ package refoldtest
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io/fs"
 	"maps"
@@ -73,11 +74,12 @@ func (k *kit) fold(plan *projection.Plan, events []event.Event) (map[string][]by
 		e := &events[i]
 		outcome, err := folder.Begin(e, k.writer(e.Value))
 		if err == nil && outcome == projection.Applies {
-			key := string(folder.Key())
-			if rows[key] == nil {
-				rows[key] = plan.NewRow()
+			for key := range folder.Keys() {
+				if rows[string(key)] == nil {
+					rows[string(key)] = plan.NewRow()
+				}
+				err = errors.Join(err, folder.Apply(rows[string(key)]))
 			}
-			err = folder.Apply(rows[key])
 		}
 		if err != nil {
 			return nil, fmt.Errorf("event %d, %s of %s/%s, cannot be applied: %w", i+1, e.Type, e.Category, e.Stream, err)

@@ -1,4 +1,4 @@
-package rebuilder
+package strictjson
 
 import (
 	"bytes"
@@ -10,12 +10,12 @@ import (
 	"unicode/utf8"
 )
 
-// canonical writes JSON as Postgres prints it from a jsonb: members by the
-// length of their name and then by its bytes, the last of equal names, one space
-// behind colons and commas, numbers without exponents, as few escapes as there
-// can be. So a row can be hashed before it is written and compared with what
-// lies in the table. The zero value is ready; it is not safe for concurrent use.
-type canonical struct {
+// JSONB writes JSON as Postgres prints it from a jsonb: members by the length of
+// their name and then by its bytes, the last of equal names, one space behind
+// colons and commas, numbers without exponents, as few escapes as there can be.
+// So a row is, byte for byte, what the table will show. The zero value is ready;
+// it is not safe for concurrent use.
+type JSONB struct {
 	in      []byte
 	at      int
 	members []member // of all open objects
@@ -30,8 +30,9 @@ type member struct {
 
 var errNotJSON = errors.New("it is no JSON")
 
-// append appends src in canonical form.
-func (c *canonical) append(dst, src []byte) ([]byte, error) {
+// Append appends src, which is not checked as a [Reader] would, in that form. The
+// error says that it is no JSON or is nested too deeply.
+func (c *JSONB) Append(dst, src []byte) ([]byte, error) {
 	c.in, c.at, c.members = src, 0, c.members[:0]
 	dst, err := c.value(dst, 0)
 	if err != nil {
@@ -43,11 +44,11 @@ func (c *canonical) append(dst, src []byte) ([]byte, error) {
 	return dst, nil
 }
 
-const maxDepth = 200
+const maxJSONBDepth = 200
 
-func (c *canonical) value(dst []byte, depth int) ([]byte, error) {
+func (c *JSONB) value(dst []byte, depth int) ([]byte, error) {
 	c.space()
-	if c.at >= len(c.in) || depth > maxDepth {
+	if c.at >= len(c.in) || depth > maxJSONBDepth {
 		return dst, errNotJSON
 	}
 	switch b := c.in[c.at]; {
@@ -60,7 +61,7 @@ func (c *canonical) value(dst []byte, depth int) ([]byte, error) {
 		if err != nil {
 			return dst, err
 		}
-		return appendText(dst, raw), nil
+		return AppendJSONBText(dst, raw), nil
 	case b == '-' || b >= '0' && b <= '9':
 		return c.number(dst)
 	}
@@ -73,14 +74,14 @@ func (c *canonical) value(dst []byte, depth int) ([]byte, error) {
 	return dst, errNotJSON
 }
 
-func (c *canonical) space() {
+func (c *JSONB) space() {
 	for c.at < len(c.in) && (c.in[c.at] == ' ' || c.in[c.at] == '\n' || c.in[c.at] == '\t' || c.in[c.at] == '\r') {
 		c.at++
 	}
 }
 
 // next consumes b if it comes next.
-func (c *canonical) next(b byte) bool {
+func (c *JSONB) next(b byte) bool {
 	if c.space(); c.at < len(c.in) && c.in[c.at] == b {
 		c.at++
 		return true
@@ -88,7 +89,7 @@ func (c *canonical) next(b byte) bool {
 	return false
 }
 
-func (c *canonical) array(dst []byte, depth int) (_ []byte, err error) {
+func (c *JSONB) array(dst []byte, depth int) (_ []byte, err error) {
 	c.at++
 	dst = append(dst, '[')
 	for first := true; !c.next(']'); first = false {
@@ -105,7 +106,7 @@ func (c *canonical) array(dst []byte, depth int) (_ []byte, err error) {
 	return append(dst, ']'), nil
 }
 
-func (c *canonical) object(dst []byte, depth int) (_ []byte, err error) {
+func (c *JSONB) object(dst []byte, depth int) (_ []byte, err error) {
 	c.at++
 	begin, first := len(dst), len(c.members)
 	dst = append(dst, '{')
@@ -127,7 +128,7 @@ func (c *canonical) object(dst []byte, depth int) (_ []byte, err error) {
 		if !c.next(':') {
 			return dst, errNotJSON
 		}
-		if dst, err = c.value(append(appendText(dst, m.name), ": "...), depth+1); err != nil {
+		if dst, err = c.value(append(AppendJSONBText(dst, m.name), ": "...), depth+1); err != nil {
 			return dst, err
 		}
 		m.end = len(dst)
@@ -146,7 +147,7 @@ func compareNames(a, b member) int {
 }
 
 // reorder sorts the members of the object that begins at begin.
-func (c *canonical) reorder(dst []byte, begin int, members []member) []byte {
+func (c *JSONB) reorder(dst []byte, begin int, members []member) []byte {
 	slices.SortStableFunc(members, compareNames)
 	c.scratch = append(c.scratch[:0], dst[begin:]...)
 	dst = append(dst[:begin], '{')
@@ -163,7 +164,7 @@ func (c *canonical) reorder(dst []byte, begin int, members []member) []byte {
 }
 
 // text reads a string and returns it without escapes.
-func (c *canonical) text() ([]byte, error) {
+func (c *JSONB) text() ([]byte, error) {
 	c.at++
 	start := c.at
 	for ; c.at < len(c.in); c.at++ {
@@ -178,7 +179,7 @@ func (c *canonical) text() ([]byte, error) {
 	return nil, errNotJSON
 }
 
-func (c *canonical) escapedText(start int) ([]byte, error) {
+func (c *JSONB) escapedText(start int) ([]byte, error) {
 	out := slices.Clone(c.in[start:c.at])
 	for c.at < len(c.in) {
 		b := c.in[c.at]
@@ -218,7 +219,7 @@ func (c *canonical) escapedText(start int) ([]byte, error) {
 	return nil, errNotJSON
 }
 
-func (c *canonical) unit() (rune, bool) {
+func (c *JSONB) unit() (rune, bool) {
 	if c.at+4 > len(c.in) {
 		return 0, false
 	}
@@ -227,8 +228,8 @@ func (c *canonical) unit() (rune, bool) {
 	return rune(n), err == nil
 }
 
-// appendText appends text as a JSON string with Postgres's escapes.
-func appendText(dst, text []byte) []byte {
+// AppendJSONBText appends text, which is valid UTF-8, as a JSON string with Postgres's escapes.
+func AppendJSONBText(dst, text []byte) []byte {
 	const digits = "0123456789abcdef"
 	dst = append(dst, '"')
 	start := 0
@@ -260,7 +261,7 @@ func appendText(dst, text []byte) []byte {
 
 // number appends a number without its exponent, with the digits behind the point
 // that were written.
-func (c *canonical) number(dst []byte) ([]byte, error) {
+func (c *JSONB) number(dst []byte) ([]byte, error) {
 	start, point, exponent := c.at, -1, 0
 	zero := true
 	i := c.at
