@@ -12,6 +12,9 @@ import (
 // Compile types a definition against the contracts. The error is a
 // [*SourceError] at the first mistake.
 func Compile(d *Definition, contracts *avro.Contracts) (*Plan, error) {
+	if d.err != nil {
+		return nil, d.err
+	}
 	c := compiler{d: d, contracts: contracts, environments: make(map[*avro.EventType]*cel.Env),
 		plan: &Plan{name: d.Name, source: d.Source, categories: slices.Compact(slices.Sorted(slices.Values(d.Categories))), programs: make(map[string]map[string]*program), former: make(map[[2]string]*program)}}
 	steps := []func() error{c.categories, c.keyShape, c.collectFields, c.collectRemove, c.keys, c.collectIndexes, c.finish}

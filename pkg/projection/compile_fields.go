@@ -120,6 +120,9 @@ func (c *compiler) valueField(f *fieldDef, s scope, i int) (valueType, error) {
 	if err != nil {
 		return t.typ, err
 	}
+	if t.typ.counted && s.child {
+		return t.typ, c.d.errorf(f.at, "children have no distinct counts: what was counted would have no place")
+	}
 	literals := []*literal{f.initial}
 	for _, o := range f.ops {
 		literals = append(literals, o.literal)

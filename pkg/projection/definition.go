@@ -34,6 +34,7 @@ type Definition struct {
 	// Of a definition in Go: what its rows are read into, and what folds them.
 	check func(*Plan) error
 	fold  *foldDef
+	err   error // of a definition in Go: why there is none
 
 	key     keyDef
 	fields  []fieldDef

@@ -321,6 +321,13 @@ func (f *Folder) check(row *Row) error {
 			return poison("the field %s holds %d items: no more fit", f.plan.columns[o.column].name, maxItems)
 		}
 	}
+	for _, i := range p.grows {
+		if o := &p.ops[i]; o.kind == opChild {
+			if err := f.checkChild(row, o); err != nil {
+				return err
+			}
+		}
+	}
 	if len(p.sums) == 0 {
 		return nil
 	}
@@ -343,11 +350,43 @@ func (f *Folder) check(row *Row) error {
 			}
 		}
 		f.apply(o, f.sums, nil)
-		switch col := &f.plan.columns[o.column]; {
-		case col.typ.kind == avro.Long && sum.big != nil:
-			return poison("the sum %s would leave 64 bits", col.name)
-		case col.typ.kind == avro.Double && math.IsInf(sum.float(), 0):
-			return poison("the sum %s would not be finite", col.name)
+		if err := sum.checkSum(&f.plan.columns[o.column]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (c *cell) checkSum(col *column) error {
+	switch {
+	case col.typ.kind == avro.Long && col.typ.shape == ShapeValue && c.big != nil:
+		return poison("the sum %s would leave 64 bits", col.name)
+	case col.typ.kind == avro.Double && math.IsInf(c.float(), 0):
+		return poison("the sum %s would not be finite", col.name)
+	}
+	return nil
+}
+
+// checkChild does for a child what check does for the row. Children are few and
+// small, so all of their operators on numbers are tried.
+func (f *Folder) checkChild(row *Row, o *op) error {
+	child := o.typ.children
+	tried := make([]cell, len(child.columns))
+	initialize(tried, child.columns)
+	if row.exists && row.cells[o.column].items != nil {
+		f.eachItem(&o.key, func(key []byte) {
+			if x := row.cells[o.column].items.get(key); x != nil {
+				copy(tried, x.row)
+			}
+		})
+	}
+	for i := range o.child {
+		c := &o.child[i]
+		if col := &child.columns[c.column]; (col.typ.kind == avro.Long || col.typ.kind == avro.Double) && col.typ.shape == ShapeValue && f.holds(c.when) {
+			f.apply(c, tried, nil)
+			if err := tried[c.column].checkSum(col); err != nil {
+				return err
+			}
 		}
 	}
 	return nil

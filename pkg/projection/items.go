@@ -75,6 +75,18 @@ func (s *items) at(key []byte) *item {
 	return &s.list[i]
 }
 
+// get returns the item of a key, nil for none.
+func (s *items) get(key []byte) *item {
+	var number int64
+	if s.order == byNumber {
+		number, _ = strconv.ParseInt(string(key), 10, 64)
+	}
+	if i, found := s.find(key, number); found {
+		return &s.list[i]
+	}
+	return nil
+}
+
 // drop takes an item away, leaving nothing.
 func (s *items) drop(key []byte) {
 	var number int64

@@ -82,7 +82,7 @@ func (r *Row) AppendState(dst []byte) []byte {
 		}
 		dst = append(append(append(dst, '"'), col.name...), `": `...)
 		switch {
-		case c.items != nil:
+		case c.items != nil && len(c.items.list) > 0:
 			dst = c.items.appendState(dst, col.typ, r.plan.categories)
 		case r.stamps != nil && r.stamps[i].seq != 0:
 			dst = append(r.stamps[i].append(append(dst, '"'), r.plan.categories), '"')
