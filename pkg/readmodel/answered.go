@@ -91,11 +91,11 @@ func (d *deriver) keysOf(ctx context.Context, m *Model, category, stream string,
 			return errTooManyAnswered
 		}
 		for i := range events {
-			key, err := d.key(ctx, m, &events[i])
+			concerned, err := d.keys(ctx, m, &events[i])
 			if err != nil {
 				return err
 			}
-			if key != "" {
+			for _, key := range concerned {
 				keys[key] = true
 			}
 		}
