@@ -16,7 +16,7 @@ const prepareSQL = `select recorded, heads, versions, taken_keys, taken_requests
 	from refold.append_prepare($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)`
 
 const insertSQL = `insert into refold.event (category, slot, seq, version, id, time, recorded, stream, type, value, actor, correlation_id, causation_id, traceparent)
-	select c, s, q, v, i, t, $14, st, ty, va, nullif(ac, ''), nullif(co, ''), nullif(ca, ''), nullif(tp, '')
+	select c, s, q, v, i, t, $14, st, ty, va, ac, co, ca, tp
 	from unnest($1::smallint[], $2::smallint[], $3::bigint[], $4::bigint[], $5::uuid[], $6::timestamptz[], $7::text[], $8::text[], $9::bytea[],
 	            $10::text[], $11::text[], $12::text[], $13::text[]) u (c, s, q, v, i, t, st, ty, va, ac, co, ca, tp)`
 
@@ -250,7 +250,6 @@ func queueEvents(trip *pgx.Batch, b *batch) {
 	categories, slots, seqs, versions := make([]int16, n), make([]int16, n), make([]int64, n), make([]int64, n)
 	ids, times, streams, types := make([][16]byte, n), make([]time.Time, n), make([]string, n), make([]string, n)
 	values := make([][]byte, n)
-	actors, correlations, causations, parents := make([]string, n), make([]string, n), make([]string, n), make([]string, n)
 	for i := range b.rows {
 		r := &b.rows[i]
 		categories[i], slots[i], seqs[i], versions[i] = r.w.category.ID, int16(r.w.slot), r.seq, r.version
@@ -259,9 +258,27 @@ func queueEvents(trip *pgx.Batch, b *batch) {
 			at = *r.e.Time
 		}
 		ids[i], times[i], streams[i], types[i], values[i] = r.e.ID, at.Std(), r.w.Stream, r.e.Type, r.e.Value
-		actors[i], correlations[i], causations[i], parents[i] = r.m.Actor, r.m.CorrelationID, r.m.CausationID, r.m.Traceparent
 	}
-	trip.Queue(insertSQL, categories, slots, seqs, versions, ids, times, streams, types, values, actors, correlations, causations, parents, b.recorded.Std())
+	trip.Queue(insertSQL, categories, slots, seqs, versions, ids, times, streams, types, values,
+		b.column(func(m *event.Metadata) *string { return &m.Actor }), b.column(func(m *event.Metadata) *string { return &m.CorrelationID }),
+		b.column(func(m *event.Metadata) *string { return &m.CausationID }), b.column(func(m *event.Metadata) *string { return &m.Traceparent }), b.recorded.Std())
+}
+
+// column returns one member of the metadata of every row, nil where it is empty;
+// where all are, nil for the whole column, which costs neither side anything.
+func (b *batch) column(member func(*event.Metadata) *string) []*string {
+	var column []*string
+	for i := range b.rows {
+		text := member(b.rows[i].m)
+		if *text == "" {
+			continue
+		}
+		if column == nil {
+			column = make([]*string, len(b.rows))
+		}
+		column[i] = text
+	}
+	return column
 }
 
 // queueKeys removes the keys of refused requests, and gives a key that a later

@@ -3,6 +3,8 @@ package service
 import (
 	"context"
 	"net/http"
+	"os"
+	"runtime/debug"
 	"sync"
 	"time"
 
@@ -27,6 +29,7 @@ type WriterCommand struct {
 	Relay   string `help:"Relay to Kafka in this process: on or off." enum:"on,off" default:"on"`
 
 	CacheSize int           `help:"How many aggregates of each type stay warm." default:"16384"`
+	MemoryMiB int           `name:"memory-mib" help:"Memory that the process may take, in MiB: the garbage collector works harder beyond it and seldom below. GOMEMLIMIT wins over it." default:"256"`
 	KeepKeys  time.Duration `help:"For how long idempotency keys are remembered." default:"24h"`
 
 	SnapshotEvery int `help:"After how many events a snapshot of an aggregate is written; 0 for none." default:"100"`
@@ -44,6 +47,7 @@ type Extension func(mux *http.ServeMux, deps api.Deps) error
 
 // Run serves until it is told to stop.
 func (c *WriterCommand) Run(ctx context.Context, s *Settings) error {
+	c.budget()
 	h, err := NewHost(s, "writer", c.Admin)
 	if err != nil {
 		return err
@@ -62,6 +66,17 @@ func (c *WriterCommand) Run(ctx context.Context, s *Settings) error {
 		return err
 	}
 	return h.Run(ctx)
+}
+
+// budget tells the collector how much memory there is. What waits to be appended,
+// bodies and imports have bounds of their own, which lie well below the default.
+func (c *WriterCommand) budget() {
+	if os.Getenv("GOMEMLIMIT") == "" && c.MemoryMiB > 0 {
+		debug.SetMemoryLimit(int64(c.MemoryMiB) << 20 * 9 / 10)
+	}
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(300)
+	}
 }
 
 func (c *WriterCommand) aggregateConfig() aggregate.Config {

@@ -50,7 +50,7 @@ func benchAggregate(ctx context.Context, b *bench) error {
 		if err != nil {
 			return err
 		}
-		raw, executed, rawCPU, cpuEach, took = raw+r/2, executed+e/2, rawCPU+c/2, cpuEach+ce/2, append(took, latency...)
+		raw, executed, rawCPU, cpuEach, took = raw+r/2, executed+e/2, rawCPU+c.cpu/2, cpuEach+ce/2, append(took, latency...)
 	}
 	b.report.line(fmt.Sprintf("Execute on warm aggregates, %d callers", callers), fmt.Sprintf("%s, %s, %.1f us CPU each", thousands(executed), took, cpuEach), ">= 70 %",
 		fmt.Sprintf("appends in process, %d callers: %s, %.1f us CPU each", callers, thousands(raw), rawCPU), executed/raw)

@@ -3,10 +3,12 @@ package main
 import (
 	"context"
 	"fmt"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -31,12 +33,8 @@ func benchAppend(ctx context.Context, b *bench) error {
 	if err != nil {
 		return err
 	}
-	plainOne, err := plainRate(ctx, url, 1, false, 4*time.Second)
-	if err != nil {
-		return err
-	}
 	for _, callers := range []int{64, 256, 1024} {
-		perSecond, took, cpuEach, err := appendRate(ctx, store, callers, 6*time.Second)
+		perSecond, took, each, err := appendRate(ctx, store, callers, 6*time.Second)
 		if err != nil {
 			return err
 		}
@@ -44,17 +42,40 @@ func benchAppend(ctx context.Context, b *bench) error {
 		if callers == 256 {
 			goal = ">= 50k/s, p99 < 15 ms; >= 2.5x plain"
 		}
-		b.report.line(fmt.Sprintf("append in process, %d callers", callers), fmt.Sprintf("%s, %s, %.1f us CPU each", thousands(perSecond), took, cpuEach), goal,
+		b.report.line(fmt.Sprintf("append in process, %d callers", callers), fmt.Sprintf("%s, %s, %s", thousands(perSecond), took, each), goal,
 			fmt.Sprintf("one-row inserts, best at %d connections: %s", plainAt, thousands(plain)), perSecond/plain)
 		if callers == 256 {
 			b.report.line("the same", thousands(perSecond), ">= 6x", fmt.Sprintf("event and outbox row, best at %d connections: %s", outboxAt, thousands(outbox)), perSecond/outbox)
 		}
 	}
-	one, took, _, err := appendRate(ctx, store, 1, 4*time.Second)
+	return b.oneCaller(ctx, store, url)
+}
+
+// oneCaller compares an append with a plain insert by turns, so that whatever else
+// the machine does befalls both.
+func (b *bench) oneCaller(ctx context.Context, store *eventstore.Store, url string) error {
+	conn, err := pgx.Connect(ctx, url)
 	if err != nil {
 		return err
 	}
-	b.report.line("append, one caller", fmt.Sprintf("%s, %s", thousands(one), took), ">= 80 % of plain", "one-row inserts, one connection: "+thousands(plainOne), one/plainOne)
+	defer conn.Close(ctx)
+	var appends, inserts latencies
+	var appending, inserting time.Duration
+	for i, end := 0, time.Now().Add(8*time.Second); time.Now().Before(end); i++ {
+		began := time.Now()
+		if err := appendOne(ctx, store, fmt.Sprintf("one-%d", i/10), int64(i%10)); err != nil {
+			return err
+		}
+		middle := time.Now()
+		if _, err := conn.Exec(ctx, plainInsert, i%64, fmt.Sprintf("one-%d", i), samplePayload); err != nil {
+			return err
+		}
+		end := time.Now()
+		appends, inserts = append(appends, middle.Sub(began)), append(inserts, end.Sub(middle))
+		appending, inserting = appending+middle.Sub(began), inserting+end.Sub(middle)
+	}
+	one, plain := rate(len(appends), appending), rate(len(inserts), inserting)
+	b.report.line("append, one caller, by turns with plain inserts", fmt.Sprintf("%s, %s", thousands(one), appends), ">= 80 % of plain", fmt.Sprintf("one-row inserts, one connection: %s, %s", thousands(plain), inserts), one/plain)
 	return nil
 }
 
@@ -90,11 +111,20 @@ func (b *bench) openStore(ctx context.Context, pool *pgxpool.Pool, url string) (
 	}, nil
 }
 
+// cost is what one operation takes of this process.
+type cost struct{ cpu, allocations, bytes float64 }
+
+func (c cost) String() string {
+	return fmt.Sprintf("%.1f us CPU, %.0f allocations, %.0f bytes each", c.cpu, c.allocations, c.bytes)
+}
+
 // appendRate appends from n callers for a while.
-func appendRate(ctx context.Context, store *eventstore.Store, n int, during time.Duration) (perSecond float64, all latencies, cpuEach float64, err error) {
+func appendRate(ctx context.Context, store *eventstore.Store, n int, during time.Duration) (perSecond float64, all latencies, each cost, err error) {
 	var made atomic.Int64
 	var failure atomic.Pointer[error]
 	lists := make([]latencies, n)
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
 	cpuBefore, start := cpu(), time.Now()
 	end := start.Add(during)
 	run := start.UnixNano()
@@ -114,13 +144,15 @@ func appendRate(ctx context.Context, store *eventstore.Store, n int, during time
 	}
 	wg.Wait()
 	if err := failure.Load(); err != nil {
-		return 0, nil, 0, fmt.Errorf("appending: %w", *err)
+		return 0, nil, cost{}, fmt.Errorf("appending: %w", *err)
 	}
 	for _, l := range lists {
 		all = append(all, l...)
 	}
 	count := int(made.Load())
-	return rate(count, time.Since(start)), all, float64((cpu() - cpuBefore).Microseconds()) / float64(count), nil
+	runtime.ReadMemStats(&after)
+	each = cost{float64((cpu() - cpuBefore).Microseconds()) / float64(count), float64(after.Mallocs-before.Mallocs) / float64(count), float64(after.TotalAlloc-before.TotalAlloc) / float64(count)}
+	return rate(count, time.Since(start)), all, each, nil
 }
 
 func appendOne(ctx context.Context, store *eventstore.Store, stream string, version int64) error {
