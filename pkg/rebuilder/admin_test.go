@@ -62,6 +62,19 @@ func TestPauseHoldsTheLoadUpAndResumeLetsItGo(t *testing.T) {
 	require.ErrorIs(t, r.Pause(w.ctx, id), ErrState)
 }
 
+// Who serves requests takes up the rebuild that it has seen, and begins no other
+// when that has ended meanwhile.
+func TestServingBeginsNothingThatNobodyAskedFor(t *testing.T) {
+	t.Parallel()
+	w := setup(t, ownYAML)
+	w.history(10, 2)
+	done, err := w.run("own", Options{})
+	require.NoError(t, err)
+	w.rebuilder().serveOne(w.ctx, done)
+	require.EqualValues(t, 1, w.number(`select count(*) from refold.rebuild`))
+	require.EqualValues(t, 1, w.number(`select count(*) from refold.projection_version`))
+}
+
 // A deep plan counts what a build makes, and finds what is missing in the middle.
 func TestDeepPlanReadsEverything(t *testing.T) {
 	t.Parallel()

@@ -18,10 +18,12 @@ const maxIndexed = 2000
 
 // decide says of what kind the rebuild is: what was begun goes on as it is; else
 // the difference between the deployed definition and that of the version that
-// serves, which is returned too, decides.
-func (j *job) decide(ctx context.Context, options Options) (Kind, readmodel.Version, error) {
+// serves, which is returned too, decides. With only, no other rebuild will do.
+func (j *job) decide(ctx context.Context, options Options, only int64) (Kind, readmodel.Version, error) {
 	open, err := one(readRebuilds(ctx, j.pool, `projection = $1 and state not in ('done', 'cancelled')`, j.name))
 	switch {
+	case only != 0 && err == nil && open.ID != only, only != 0 && errors.Is(err, ErrNoRebuild):
+		return Fresh, readmodel.Version{}, ErrNoRebuild
 	case err == nil && open.Version != 0:
 		return open.Kind, readmodel.Version{}, nil
 	case err == nil && open.State == Requested:

@@ -22,6 +22,12 @@ import (
 // to be resumed with other options, or to be cancelled. A crash leaves what was
 // committed: the next run goes on from there.
 func (r *Rebuilder) Run(ctx context.Context, name string, options Options, watch func(Rebuild)) (Rebuild, error) {
+	return r.run(ctx, name, options, watch, 0)
+}
+
+// run is Run; with the number of a rebuild it goes on with that one only, or is
+// [ErrNoRebuild] when that has ended meanwhile.
+func (r *Rebuilder) run(ctx context.Context, name string, options Options, watch func(Rebuild), only int64) (Rebuild, error) {
 	options, err := options.withDefaults()
 	if err != nil {
 		return Rebuild{}, err
@@ -37,7 +43,7 @@ func (r *Rebuilder) Run(ctx context.Context, name string, options Options, watch
 		return Rebuild{}, err
 	}
 	defer func() { j.session.close() }()
-	kind, active, err := j.decide(ctx, options)
+	kind, active, err := j.decide(ctx, options, only)
 	if err == nil && kind == Indexes {
 		err = j.changeIndexes(ctx, active, options)
 	} else if err == nil {
@@ -142,6 +148,7 @@ func (j *job) begin(ctx context.Context, kind Kind, options Options) error {
 	if j.rebuild.wish == "pause" {
 		j.limiter.pause()
 	}
+	j.show()
 	return j.reload(ctx)
 }
 

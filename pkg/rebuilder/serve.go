@@ -58,10 +58,10 @@ func (r *Rebuilder) Serve(ctx context.Context) error {
 }
 
 func (r *Rebuilder) serveOne(ctx context.Context, one Rebuild) {
-	done, err := r.Run(ctx, one.Projection, one.Options, nil)
+	done, err := r.run(ctx, one.Projection, one.Options, nil, one.ID)
 	var busy *Busy
 	switch {
-	case ctx.Err() != nil, errors.As(err, &busy):
+	case ctx.Err() != nil, errors.As(err, &busy), errors.Is(err, ErrNoRebuild): // somebody else has ended it
 	case err != nil:
 		r.deps.Logger.Error("a rebuild has failed", "projection", one.Projection, "rebuild", one.ID, "err", err)
 	default:
