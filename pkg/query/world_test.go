@@ -126,8 +126,10 @@ var noCache = readmodel.Config{CacheBytes: -1}
 
 // replica is one process that serves queries.
 type replica struct {
-	t   testing.TB
-	url string
+	t      testing.TB
+	url    string
+	reader *readmodel.Reader
+	feeds  *readmodel.Feeds
 }
 
 func (w *world) replica() *replica {
@@ -150,7 +152,7 @@ func (w *world) replicaAt(listen string, cfg readmodel.Config) *replica {
 	done := make(chan struct{})
 	go func() { defer close(done); watcher.Run(running) }()
 	w.t.Cleanup(func() { feeds.Close(); server.Close(); stop(); <-done; reader.Close() })
-	return &replica{w.t, server.URL}
+	return &replica{w.t, server.URL, reader, feeds}
 }
 
 // set commits a row and the progress of its slot, and announces it.

@@ -22,6 +22,10 @@ import (
 )
 
 func main() {
+	if len(os.Args) == 3 && os.Args[1] == bareCommand {
+		fmt.Fprintln(os.Stderr, "bench:", serveBare(os.Args[2]))
+		os.Exit(1)
+	}
 	only := flag.String("only", "", "sections to run, separated by commas; all when empty")
 	out := flag.String("out", "", "file of the report; standard output when empty")
 	scale := flag.Float64("scale", 1, "multiplies the number of events of each section")
