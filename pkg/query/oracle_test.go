@@ -19,10 +19,13 @@ import (
 // The oracle answers queries from a plain slice, slowly and obviously. It shares
 // no code with what it judges.
 
-// item is a row: the text of each field's value, nil for null.
+// item is a row: the text of each field's value, nil for null. One that has sparse
+// lacks its nulls in the database, as rows do that are older than a field.
 type item map[string]*string
 
-var kinds = map[string]string{"key": "text", "name": "text", "n": "number", "f": "number", "price": "number", "at": "time", "ok": "bool", "color": "text", "ref": "text"}
+const sparse = "sparse"
+
+var kinds = map[string]string{"key": "text", "name": "text", "n": "number", "f": "number", "price": "number", "at": "time", "ok": "bool", "color": "text", "ref": "text", "tags": "list"}
 
 var domains = map[string][]string{
 	"name":  {"", "a", "A", "b%", "a_b", "ä", "z\"q", "comma,here", `back\slash`, "(paren)"},
@@ -33,6 +36,7 @@ var domains = map[string][]string{
 	"ok":    {"true", "false"},
 	"color": {"RED", "GREEN", "BLUE"},
 	"ref":   {"00000000-0000-0000-0000-000000000001", "ffffffff-0000-0000-0000-000000000000"},
+	"tags":  {`[]`, `["a"]`, `["b","a"]`, `["c,\"d","a","a"]`},
 }
 
 func (i item) json() string {
@@ -40,12 +44,15 @@ func (i item) json() string {
 	for name := range domains {
 		v := i[name]
 		switch {
+		case v == nil && i[sparse] != nil:
 		case v == nil:
 			all[name] = nil
 		case kinds[name] == "number" && name != "price":
 			all[name] = json.Number(*v)
 		case kinds[name] == "bool":
 			all[name] = *v == "true"
+		case kinds[name] == "list":
+			all[name] = json.RawMessage(*v)
 		default:
 			all[name] = *v
 		}
@@ -99,13 +106,16 @@ func generateFilter(t *rapid.T, depth int) filter {
 		}
 		return join(word, parts)
 	}
-	name := rapid.SampledFrom([]string{"key", "name", "n", "f", "price", "at", "ok", "color", "ref"}).Draw(t, "field")
+	name := rapid.SampledFrom([]string{"key", "name", "n", "f", "price", "at", "ok", "color", "ref", "tags"}).Draw(t, "field")
 	domain := domains[name]
 	if name == "key" {
 		domain = []string{"k0", "k1", "k5", "other"}
 	}
 	value := rapid.SampledFrom(domain).Draw(t, "value")
 	ops := []string{"eq", "neq", "gt", "gte", "lt", "lte", "in", "is"}
+	if kinds[name] == "list" {
+		ops = []string{"cs", "is"}
+	}
 	if kinds[name] == "text" {
 		ops = append(ops, "like", "ilike")
 	}
@@ -160,6 +170,22 @@ func kleene(word string, parts []filter, i item) truth {
 
 func leafFilter(t *rapid.T, name, op, value string, domain []string) filter {
 	switch op {
+	case "cs":
+		list := rapid.SliceOfN(rapid.SampledFrom([]string{"a", "b", `c,"d`, "e"}), 1, 2).Draw(t, "held")
+		quoted := make([]string, len(list))
+		for i, v := range list {
+			quoted[i] = quoteValue(v)
+		}
+		return filter{name + ".cs.(" + strings.Join(quoted, ",") + ")", func(i item) truth {
+			if i[name] == nil {
+				return nil
+			}
+			var held []string
+			if err := json.Unmarshal([]byte(*i[name]), &held); err != nil {
+				panic(err)
+			}
+			return known(!slices.ContainsFunc(list, func(v string) bool { return !slices.Contains(held, v) }))
+		}}
 	case "is":
 		word := "null"
 		if kinds[name] == "bool" {
@@ -267,7 +293,10 @@ func generateItems(t *rapid.T) []item {
 	for n := range items {
 		key := fmt.Sprintf("k%d", n)
 		items[n] = item{"key": &key}
-		for _, name := range []string{"name", "n", "f", "price", "at", "ok", "color", "ref"} {
+		if rapid.Bool().Draw(t, sparse) {
+			items[n][sparse] = &key
+		}
+		for _, name := range []string{"name", "n", "f", "price", "at", "ok", "color", "ref", "tags"} {
 			if rapid.IntRange(0, 3).Draw(t, "null") > 0 {
 				v := rapid.SampledFrom(domains[name]).Draw(t, name)
 				items[n][name] = &v

@@ -48,7 +48,8 @@ var contracts = fstest.MapFS{
 		{"name": "at", "type": ["null", {"type": "long", "logicalType": "timestamp-micros"}]},
 		{"name": "ok", "type": ["null", "boolean"]},
 		{"name": "color", "type": ["null", {"type": "enum", "name": "Color", "symbols": ["RED", "GREEN", "BLUE"]}]},
-		{"name": "ref", "type": ["null", {"type": "string", "logicalType": "uuid"}]}]}`)},
+		{"name": "ref", "type": ["null", {"type": "string", "logicalType": "uuid"}]},
+		{"name": "tags", "type": ["null", {"type": "array", "items": "string"}]}]}`)},
 	"events/Item/ItemGone.v1.avsc": {Data: []byte(`{"type": "record", "name": "ItemGone", "fields": []}`)},
 }
 
@@ -63,6 +64,7 @@ fields:
   ok:    {from: [ItemSet]}
   color: {from: [ItemSet]}
   ref:   {from: [ItemSet]}
+  tags:  {from: [ItemSet]}
 remove: ItemGone
 indexes:
   - {fields: [color, n]}
@@ -207,7 +209,7 @@ func (w *world) announce(version, partition int, from, to int64, key string) {
 // row returns the data of a row with the given members; the rest is null.
 func row(members string) string {
 	all := map[string]any{}
-	for _, name := range []string{"name", "n", "f", "price", "at", "ok", "color", "ref"} {
+	for _, name := range []string{"name", "n", "f", "price", "at", "ok", "color", "ref", "tags"} {
 		all[name] = nil
 	}
 	d := json.NewDecoder(strings.NewReader(members))

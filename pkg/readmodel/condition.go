@@ -215,6 +215,7 @@ type statement struct {
 	plan       *projection.Plan
 	args       []any
 	conditions int
+	negations  int // around the condition that is being compiled
 }
 
 func (s *statement) bind(value any) string {
@@ -262,7 +263,11 @@ func (s *statement) sql(c Condition, depth int) (string, error) {
 		if err != nil {
 			return "", err
 		}
-		return "(data->'" + col.name + "' @> " + s.bind(string(list)) + "::text::jsonb)", nil
+		holds := "data->'" + col.name + "' @> " + s.bind(string(list)) + "::text::jsonb"
+		if s.negations > 0 { // a null in JSON holds nothing, and is to be neither true nor false
+			holds += " or data->>'" + col.name + "' is null and null"
+		}
+		return "(" + holds + ")", nil
 	default:
 		return "(" + x + " " + comparisons[c.op] + " " + col.cast(s.bind(values[0])) + ")", nil
 	}
@@ -270,6 +275,10 @@ func (s *statement) sql(c Condition, depth int) (string, error) {
 
 func (s *statement) logic(c Condition, depth int) (string, error) {
 	var parts []string
+	if c.op == opNot {
+		s.negations++
+		defer func() { s.negations-- }()
+	}
 	for _, p := range c.parts {
 		sql, err := s.sql(p, depth+1)
 		if err != nil {
