@@ -24,7 +24,7 @@ PARALLEL   ?= 2
 TEST_FLAGS ?= -count=1 -timeout=20m
 
 .DEFAULT_GOAL := build
-.PHONY: build run test suites check lint bench torture chart kube clean
+.PHONY: build run test suites check generate lint bench torture chart kube clean
 
 ## build: compile the programs into bin/
 build:
@@ -57,7 +57,14 @@ check: lint
 	go vet ./...
 	go run ./writer lint --schemas schemas
 	go run ./writer lint --schemas test/githistory
+	go run ./writer schema go User --schemas schemas --package user --out schemas/user/events.go --check
+	go run ./test/e2e/ledger/writing schema go --package ledger --out test/e2e/ledger/events.go --check
 	go mod verify >/dev/null
+
+## generate: write the Go structs of the contracts (after a change of events/)
+generate:
+	go run ./writer schema go User --schemas schemas --package user --out schemas/user/events.go
+	go run ./test/e2e/ledger/writing schema go --package ledger --out test/e2e/ledger/events.go
 
 lint: $(LINT)
 	$(LINT) run ./...

@@ -28,7 +28,7 @@ type cli struct {
 
 func main() {
 	service.Program{Name: "writer", Description: "refold's write side: it appends events, relays them to Kafka, and serves the log and its schemas.",
-		Contracts: schemas.FS}.Main(&cli{Serve: service.WriterCommand{Aggregates: demo()}})
+		Contracts: schemas.FS}.Main(&cli{Serve: service.WriterCommand{Aggregates: demo()}, Schema: service.SchemaCommand{Aggregates: demo()}})
 }
 
 // demo are the aggregates of the contracts that are compiled in.

@@ -46,6 +46,15 @@ func Define[A any, P Pointer[A]](category string) *Definition[A] {
 // Category returns the category of the aggregate's streams.
 func (d *Definition[A]) Category() string { return d.category }
 
+// Events returns the struct that each event type is bound to.
+func (d *Definition[A]) Events() map[string]reflect.Type {
+	events := make(map[string]reflect.Type)
+	for _, b := range d.events {
+		events[b.name] = b.goType
+	}
+	return events
+}
+
 // Revise says that the fold has another meaning than before, though the types
 // are the same: snapshots of other revisions are ignored. It is 0 at first.
 func (d *Definition[A]) Revise(revision int) { d.revision = revision }

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -67,6 +68,8 @@ type Runtime struct {
 // Type is a [Definition] of any aggregate.
 type Type interface {
 	Category() string
+	// Events returns the struct that is used for each event type.
+	Events() map[string]reflect.Type
 	// Simulate runs a named command without a log.
 	Simulate(contracts *avro.Contracts, id string, given []event.Event, command string, body []byte) (Simulation, error)
 	open(rt *Runtime) (Handler, error)

@@ -14,7 +14,7 @@ var goCodec = hamba.Config{TagKey: "avro", MaxByteSliceSize: 1 << 20, MaxSliceAl
 // in Avro. What it writes is scanned, so that nothing enters the log that
 // readers would refuse, such as text that is not valid UTF-8.
 func (s *Schema) EncodeGo(dst []byte, v any) ([]byte, error) {
-	raw, err := goCodec.Marshal(s.parsed, v)
+	raw, err := marshal(s, v)
 	if err != nil {
 		return nil, fmt.Errorf("encoding %T as %s: %w", v, s.Name(), err)
 	}
@@ -22,6 +22,16 @@ func (s *Schema) EncodeGo(dst []byte, v any) ([]byte, error) {
 		return nil, fmt.Errorf("encoding %T as %s: %w", v, s.Name(), err)
 	}
 	return append(dst, raw...), nil
+}
+
+// marshal calls the codec, which panics for a decimal that is nil.
+func marshal(s *Schema, v any) (raw []byte, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("the codec panicked: %v", p)
+		}
+	}()
+	return goCodec.Marshal(s.parsed, v)
 }
 
 // DecodeGo decodes a payload into v, a pointer to a Go struct whose fields are

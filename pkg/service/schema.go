@@ -1,11 +1,18 @@
 package service
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 
+	"github.com/alecthomas/kong"
+
+	"github.com/refoldhq/refold/pkg/aggregate"
 	"github.com/refoldhq/refold/pkg/avro"
 )
 
@@ -13,6 +20,17 @@ import (
 // what is there.
 type SchemaCommand struct {
 	Golden goldenCommand `cmd:"" help:"Write golden events of every version that has none: from then on it can neither change nor go."`
+	Go     goCommand     `cmd:"" help:"Write a Go file with a struct for every event type."`
+	FromGo fromGoCommand `cmd:"" help:"Write the schemas of the events of this program's aggregates: those that are missing, and a next version of those whose structs have changed."`
+
+	// Aggregates are those of the program, for from-go.
+	Aggregates []aggregate.Type `kong:"-"`
+}
+
+// AfterApply hands the aggregates to from-go.
+func (c *SchemaCommand) AfterApply(k *kong.Context) error {
+	k.Bind(c.Aggregates)
+	return nil
 }
 
 var errNoFolder = errors.New("the contracts are those compiled in: name the folder to write to by --schemas")
@@ -41,6 +59,112 @@ func (c *goldenCommand) Run(s *Settings) error {
 	}
 	_, err = contracts.CheckGolden(os.DirFS(s.Schemas))
 	return err
+}
+
+type goCommand struct {
+	Categories []string `arg:"" optional:"" help:"Categories to write; all without one."`
+	Package    string   `help:"Package of the file." default:"events"`
+	Out        string   `help:"File to write; standard output where it is empty." placeholder:"FILE" type:"path"`
+	Check      bool     `help:"Write nothing, and fail unless the file is what would be written."`
+}
+
+// Run writes the file, or compares it.
+func (c *goCommand) Run(s *Settings) error {
+	contracts, err := s.Contracts()
+	if err != nil {
+		return err
+	}
+	var types []*avro.EventType
+	for _, name := range c.Categories {
+		if _, ok := contracts.Category(name); !ok {
+			return Usage(fmt.Errorf("the contracts have no category %s", name))
+		}
+	}
+	for _, category := range contracts.Categories() {
+		if len(c.Categories) == 0 || slices.Contains(c.Categories, category.Name) {
+			types = append(types, category.Types...)
+		}
+	}
+	source, err := avro.GoSource(c.Package, types)
+	if err != nil {
+		return err
+	}
+	switch {
+	case c.Check:
+		present, err := os.ReadFile(c.Out)
+		if err == nil && !bytes.Equal(present, source) {
+			err = fmt.Errorf("%s is not what the schemas make: run the command without --check", c.Out)
+		}
+		return err
+	case c.Out == "":
+		_, err := os.Stdout.Write(source)
+		return err
+	default:
+		return writeFile(c.Out, source)
+	}
+}
+
+type fromGoCommand struct{}
+
+// Run writes the schemas that are missing or out of date, and takes them back if
+// the contracts do not fit together with them.
+func (c *fromGoCommand) Run(s *Settings, aggregates []aggregate.Type) error {
+	if s.Schemas == "" {
+		return Usage(errNoFolder)
+	}
+	contracts, err := s.Contracts()
+	if err != nil {
+		return err
+	}
+	var written []string
+	for _, a := range aggregates {
+		files, err := writeSchemas(s.Schemas, contracts, a)
+		written = append(written, files...)
+		if err != nil {
+			return errors.Join(err, remove(written))
+		}
+	}
+	if _, err := s.Contracts(); err != nil {
+		return errors.Join(err, remove(written))
+	}
+	for _, file := range written {
+		fmt.Println(file)
+	}
+	return nil
+}
+
+func remove(files []string) (err error) {
+	for _, file := range files {
+		err = errors.Join(err, os.Remove(file))
+	}
+	return err
+}
+
+// writeSchemas writes the schemas of one aggregate's events.
+func writeSchemas(dir string, contracts *avro.Contracts, a aggregate.Type) (written []string, _ error) {
+	category, _ := contracts.Category(a.Category())
+	events := a.Events()
+	for _, name := range slices.Sorted(maps.Keys(events)) {
+		version, namespace := 1, ""
+		if category != nil {
+			if t, ok := category.Type(name); ok {
+				if t.Newest().Fits(events[name]) == nil {
+					continue
+				}
+				version, namespace = len(t.Versions)+1, strings.TrimSuffix(strings.TrimSuffix(t.Newest().FullName(), name), ".")
+			}
+		}
+		schema, err := avro.SchemaFromGo(events[name], name, namespace)
+		if err != nil {
+			return written, err
+		}
+		file := filepath.Join(dir, "events", a.Category(), fmt.Sprintf("%s.v%d.avsc", name, version))
+		if err := writeFile(file, []byte(schema)); err != nil {
+			return written, err
+		}
+		written = append(written, file)
+	}
+	return written, nil
 }
 
 // writeFile writes a file and the folders above it.

@@ -34,32 +34,12 @@ func Upcasters() []avro.Upcaster {
 	return []avro.Upcaster{avro.Upcast("Wallet", "Deposited", 2, toCents)}
 }
 
-// Deposited is the event's second version.
-type Deposited struct {
-	Owner    string  `avro:"owner"`
-	Amount   float64 `avro:"amount"`
-	Currency string  `avro:"currency"`
-}
-
-func toCents(old Deposited) (MoneyDeposited, error) {
+func toCents(old DepositedV2) (MoneyDeposited, error) {
 	first, last, ok := strings.Cut(old.Owner, " ")
 	if !ok {
 		return MoneyDeposited{}, fmt.Errorf("the owner %q has one name", old.Owner)
 	}
 	return MoneyDeposited{First: first, Last: last, Cents: int64(math.Round(old.Amount * 100)), Unit: old.Currency}, nil
-}
-
-// MoneyDeposited is the event as it is by now.
-type MoneyDeposited struct {
-	First string `avro:"first"`
-	Last  string `avro:"last"`
-	Cents int64  `avro:"cents"`
-	Unit  string `avro:"unit"`
-}
-
-// Thanked is the event of an owner who was thanked for a deposit.
-type Thanked struct {
-	Name string `avro:"name"`
 }
 
 // Wallet is the aggregate.
