@@ -28,6 +28,7 @@ type show struct {
 	page   *mpb.Progress
 	total  *mpb.Bar
 	parts  map[string]*mpb.Bar
+	name   atomic.Value // string, as status; the version is not known at first
 	status atomic.Value // string; the bars read it without the lock that draw holds
 }
 
@@ -79,13 +80,11 @@ func (s *show) draw(r rebuilder.Rebuild) {
 		status += "  " + p.Why
 	}
 	s.status.Store(status)
+	s.name.Store(fmt.Sprintf("%s v%d ", r.Projection, r.Version))
 	if s.page == nil {
 		s.page = mpb.New(mpb.WithOutput(s.out), mpb.WithRefreshRate(100*time.Millisecond))
-		s.total = s.page.AddBar(max(1, p.Total), mpb.BarPriority(0), mpb.PrependDecorators(decor.Name(fmt.Sprintf("%s v%d ", r.Projection, r.Version)), decor.Percentage(decor.WCSyncSpace)),
-			mpb.AppendDecorators(decor.Any(func(decor.Statistics) string {
-				text, _ := s.status.Load().(string)
-				return text
-			})))
+		s.total = s.page.AddBar(max(1, p.Total), mpb.BarPriority(0), mpb.PrependDecorators(decor.Any(text(&s.name)), decor.Percentage(decor.WCSyncSpace)),
+			mpb.AppendDecorators(decor.Any(text(&s.status))))
 	}
 	s.total.SetTotal(max(1, p.Total), false)
 	s.total.SetCurrent(p.Done)
@@ -100,6 +99,14 @@ func (s *show) draw(r rebuilder.Rebuild) {
 		if bar != nil {
 			bar.SetCurrent(part.Done)
 		}
+	}
+}
+
+// text reads what a bar shows.
+func text(of *atomic.Value) func(decor.Statistics) string {
+	return func(decor.Statistics) string {
+		text, _ := of.Load().(string)
+		return text
 	}
 }
 
