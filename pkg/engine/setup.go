@@ -55,10 +55,10 @@ type Deployment struct {
 // NewDeployment compiles the definitions of the named projections; of all without
 // names. It does not dial.
 func NewDeployment(pool *pgxpool.Pool, contracts *avro.Contracts, definitions []*projection.Definition, names []string, log *slog.Logger) (*Deployment, error) {
-	d := &Deployment{pool: pool, names: names, built: readmodel.NewPlans(contracts), log: log, said: make(map[string]string), known: make(map[string]bool)}
+	d := &Deployment{pool: pool, names: names, built: readmodel.NewPlans(contracts, definitions...), log: log, said: make(map[string]string), known: make(map[string]bool)}
 	for _, definition := range definitions {
-		if !d.wants(definition.Name) {
-			continue
+		if !d.wants(definition.Name) || slices.ContainsFunc(d.plans, func(p *projection.Plan) bool { return p.Name() == definition.Name }) {
+			continue // not wanted, or a former revision of a fold in Go
 		}
 		plan, err := projection.Compile(definition, contracts)
 		if err != nil {
@@ -138,6 +138,9 @@ func (d *Deployment) read(ctx context.Context) (feeds []Feed, failed []unfed, er
 			continue
 		}
 		plan, err := d.built.Plan(v)
+		if err == nil {
+			err = plan.Foldable()
+		}
 		if err != nil {
 			failed = append(failed, unfed{v, err})
 			continue

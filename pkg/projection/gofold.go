@@ -210,11 +210,9 @@ func (c *compiler) bindFold() error {
 	return nil
 }
 
-// beginGo finds the row of an event for a fold in Go.
+// beginGo finds the row of an event for a fold in Go, whether its function is here
+// or not.
 func (f *Folder) beginGo(writer *avro.Schema) (Outcome, error) {
-	if f.plan.fold.code == nil {
-		return Applies, poison("%v", f.plan.Foldable())
-	}
 	_, body, err := avro.SplitFrame(f.event.Value)
 	if err == nil {
 		err = writer.Scan(body)
@@ -234,6 +232,9 @@ func (f *Folder) beginGo(writer *avro.Schema) (Outcome, error) {
 // to it.
 func (f *Folder) applyGo(row *Row) (err error) {
 	fold := f.plan.fold
+	if fold.code == nil {
+		return poison("%v", f.plan.Foldable())
+	}
 	state := fold.code.shape.new()
 	if row.exists {
 		if err := fold.code.shape.fill(state, row.cells); err != nil {

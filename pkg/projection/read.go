@@ -44,6 +44,14 @@ func placeOf(n ast.Node) place {
 
 func at(t *token.Token) place { return place{t.Position.Line, t.Position.Column} }
 
+// nameOf is a member's name, without the quotes that it may be written in.
+func nameOf(k ast.MapKeyNode) string {
+	if s, ok := k.(*ast.StringNode); ok {
+		return s.Value
+	}
+	return k.String()
+}
+
 // members calls each for the members of a mapping and refuses repeated ones.
 func (r *reader) members(n ast.Node, what string, each func(key string, k, v ast.Node) error) error {
 	var values []*ast.MappingValueNode
@@ -57,7 +65,7 @@ func (r *reader) members(n ast.Node, what string, each func(key string, k, v ast
 	}
 	seen := make(map[string]bool)
 	for _, v := range values {
-		key := v.Key.String()
+		key := nameOf(v.Key)
 		if seen[key] {
 			return r.fail(v.Key, "%s has %s twice", what, key)
 		}

@@ -174,10 +174,13 @@ func LeafIndexes(plan *projection.Plan, v Version) []LeafIndex {
 				}
 			}
 		}
-		on := strings.Join(columns, ", ") + ", key"
+		on := "(" + strings.Join(columns, ", ") + ", key)"
+		if x.Contains { // by members: what "contains" asks, see [statement.sql]
+			on = "using gin ((data->'" + x.Fields[0] + "') jsonb_path_ops)"
+		}
 		h := fnv.New32a()
 		h.Write([]byte(on))
-		list = append(list, LeafIndex{Name: fmt.Sprintf("%s_x%08x", v.Leaf, h.Sum32()), On: v.Table() + " (" + on + ")"})
+		list = append(list, LeafIndex{Name: fmt.Sprintf("%s_x%08x", v.Leaf, h.Sum32()), On: v.Table() + " " + on})
 	}
 	slices.SortFunc(list, func(a, b LeafIndex) int { return strings.Compare(a.Name, b.Name) })
 	return slices.Compact(list)

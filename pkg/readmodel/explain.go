@@ -100,6 +100,9 @@ func (x *Explainer) Explain(ctx context.Context, name, key string, fresh Fresh) 
 	if err != nil {
 		return nil, from, err
 	}
+	if err := model.Plan.Foldable(); err != nil {
+		return nil, from, badQuery("key", "the row cannot be explained here: %v", err)
+	}
 	from.stream = key
 	f := &rowFold{x: x, model: model, folder: model.Plan.NewFolder(), row: model.Plan.NewRow(), key: key, parked: make(map[string]bool)}
 	events, err := x.concerning(ctx, f, from.progress)

@@ -12,14 +12,16 @@ import (
 // for concurrent use.
 type Plans struct {
 	contracts *avro.Contracts
+	deployed  []*projection.Definition
 
 	mu    sync.Mutex
 	plans map[string]*projection.Plan // by name and definition: that of a version may change in place
 }
 
-// NewPlans returns an empty cache.
-func NewPlans(contracts *avro.Contracts) *Plans {
-	return &Plans{contracts: contracts, plans: make(map[string]*projection.Plan)}
+// NewPlans returns an empty cache. Plans of folds in Go have the functions of those
+// of the deployed definitions that are of their revision, if there are any.
+func NewPlans(contracts *avro.Contracts, deployed ...*projection.Definition) *Plans {
+	return &Plans{contracts: contracts, deployed: deployed, plans: make(map[string]*projection.Plan)}
 }
 
 // Plan returns the plan of a version.
@@ -38,6 +40,7 @@ func (p *Plans) Plan(v Version) (*projection.Plan, error) {
 		if d.Name != v.Projection {
 			continue
 		}
+		d.Bind(p.deployed)
 		plan, err := projection.Compile(d, p.contracts)
 		if err != nil {
 			return nil, fmt.Errorf("compiling %s version %d: %w", v.Projection, v.Number, err)

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/refoldhq/refold/pkg/avro"
+	"github.com/refoldhq/refold/pkg/projection"
 )
 
 // Strict mode: on a large table, a filter or an order that no index serves is
@@ -114,12 +115,20 @@ func (m *Model) served(where Condition, order []term) error {
 	return m.refuse("order", fields)
 }
 
-// indexes returns the fields of each index, the primary key's last.
+// indexes returns the fields of each index of values in order, the primary key's
+// last.
 func (m *Model) indexes() (list [][]string) {
 	for _, x := range m.Plan.Indexes() {
-		list = append(list, append(slices.Clone(x.Fields), "key"))
+		if !x.Contains {
+			list = append(list, append(slices.Clone(x.Fields), "key"))
+		}
 	}
 	return append(list, []string{"key"})
+}
+
+// contains tells whether an index of members serves a condition.
+func (m *Model) contains(c Condition) bool {
+	return c.op == opContains && len(c.path) == 0 && slices.ContainsFunc(m.Plan.Indexes(), func(x projection.Index) bool { return x.Contains && x.Fields[0] == c.field })
 }
 
 // filterServed tells whether an index finds the rows of a condition, and by what.
@@ -131,6 +140,9 @@ func (m *Model) filterServed(c Condition) (by use, ok bool) {
 	for _, p := range all {
 		if p.op == opOr && !slices.ContainsFunc(p.parts, func(part Condition) bool { _, ok := m.filterServed(part); return !ok || part.op == opAll }) {
 			ok = true
+		}
+		if m.contains(p) {
+			by, ok = max(by, useList), true
 		}
 		for _, index := range m.indexes() {
 			if index[0] == p.field && p.use() != useNone {

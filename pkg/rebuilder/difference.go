@@ -82,6 +82,9 @@ func greatest(a, b map[string]map[int]int64) map[string]map[int]int64 {
 // bring returns a query of a version's rows as they are at the position to: those
 // that events in between concern are folded on in a temporary table.
 func (s *snapshot) bring(ctx context.Context, v readmodel.Version, plan *projection.Plan, from, to map[string]map[int]int64, table string) (query string, events int, err error) {
+	if err := plan.Foldable(); err != nil {
+		return "", 0, err
+	}
 	query = `select key, data, state from ` + v.Table()
 	parts := make(map[string]*projection.Row)
 	streams := make(map[string][]string) // by category

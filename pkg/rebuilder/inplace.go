@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/jackc/pgx/v5"
@@ -11,10 +12,6 @@ import (
 	"github.com/refoldhq/refold/pkg/projection"
 	"github.com/refoldhq/refold/pkg/readmodel"
 )
-
-// maxIndexed is the longest indexed text that a fold makes, in bytes; longer ones
-// were poison had the index been there.
-const maxIndexed = 2000
 
 // decide says of what kind the rebuild is: what was begun goes on as it is; else
 // the difference between the deployed definition and that of the version that
@@ -107,8 +104,10 @@ func (j *job) noteInPlace(ctx context.Context, tx pgx.Tx, version int, options O
 func (j *job) tooLong(ctx context.Context, v readmodel.Version) (long bool, err error) {
 	var tests []string
 	for _, x := range j.plan.Indexes() {
-		for _, field := range x.Fields {
-			tests = append(tests, fmt.Sprintf("octet_length(data->>'%s') > %d", field, maxIndexed)) // letters, digits and underscores
+		for _, f := range j.plan.Fields() {
+			if f.MaxText > 0 && slices.Contains(x.Fields, f.Name) {
+				tests = append(tests, fmt.Sprintf("octet_length(data->>'%s') > %d", f.Name, f.MaxText)) // letters, digits and underscores
+			}
 		}
 	}
 	if len(tests) == 0 {

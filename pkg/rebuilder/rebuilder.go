@@ -190,7 +190,7 @@ func New(cfg Config, deps Deps) *Rebuilder {
 	if deps.Metrics == nil {
 		deps.Metrics = NewMetrics(nil)
 	}
-	return &Rebuilder{cfg: cfg, deps: deps, pool: deps.Pool, catalogue: readmodel.NewCatalogue(deps.Pool), plans: readmodel.NewPlans(deps.Contracts),
+	return &Rebuilder{cfg: cfg, deps: deps, pool: deps.Pool, catalogue: readmodel.NewCatalogue(deps.Pool), plans: readmodel.NewPlans(deps.Contracts, deps.Definitions...),
 		events: eventstore.NewReader(deps.Pool), stopAt: func(string) error { return nil }}
 }
 

@@ -15,6 +15,7 @@ import (
 	"github.com/alecthomas/kong"
 
 	"github.com/refoldhq/refold/pkg/avro"
+	"github.com/refoldhq/refold/pkg/projection"
 )
 
 // Program is what a main function says about itself. Its command line is a
@@ -27,6 +28,10 @@ type Program struct {
 	// Upcasters lead from old versions of the contracts to new ones. Every program
 	// of a system needs the same.
 	Upcasters []avro.Upcaster
+	// Projections are definitions in Go, made by [projection.Of] and [projection.Fold],
+	// beside those of the contracts. Of several revisions of a fold the first is the
+	// present one; the others feed the versions that were built by them.
+	Projections []*projection.Definition
 }
 
 // CommandLine is a pointer to a struct that embeds [Settings].
@@ -74,7 +79,7 @@ func (p Program) command(ctx context.Context, cli CommandLine, args []string) er
 		return p.usage(err, config)
 	}
 	s := cli.settings()
-	s.contracts, s.upcasters, s.program = p.Contracts, p.Upcasters, p.Name
+	s.contracts, s.upcasters, s.projections, s.program = p.Contracts, p.Upcasters, p.Projections, p.Name
 	if err := s.load(); err != nil {
 		return Usage(err).Try(p.Name + " --help")
 	}

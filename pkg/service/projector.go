@@ -169,11 +169,12 @@ type Queries struct {
 	// Config bounds queries; its zero value takes the defaults.
 	Config readmodel.Config
 
-	contracts *avro.Contracts
-	watcher   *readmodel.Watcher
-	pool      *pgxpool.Pool
-	reader    *readmodel.Reader
-	feeds     *readmodel.Feeds
+	contracts   *avro.Contracts
+	definitions []*projection.Definition
+	watcher     *readmodel.Watcher
+	pool        *pgxpool.Pool
+	reader      *readmodel.Reader
+	feeds       *readmodel.Feeds
 }
 
 // NewQueries reads the contracts and returns the component. It does not dial.
@@ -182,7 +183,7 @@ func NewQueries(h *Host) (*Queries, error) {
 	if err != nil {
 		return nil, Usage(err).Try("writer lint")
 	}
-	return &Queries{contracts: contracts, watcher: readmodel.NewWatcher(h.Settings.DatabaseURL, h.Log)}, nil
+	return &Queries{contracts: contracts, definitions: h.Settings.projections, watcher: readmodel.NewWatcher(h.Settings.DatabaseURL, h.Log)}, nil
 }
 
 // Name is "queries".
@@ -199,7 +200,7 @@ func (q *Queries) Start(ctx context.Context, h *Host) (err error) {
 	if err := checkSchema(ctx, q.pool); err != nil {
 		return err
 	}
-	plans := readmodel.NewPlans(q.contracts)
+	plans := readmodel.NewPlans(q.contracts, q.definitions...)
 	if q.reader, err = readmodel.NewReader(ctx, q.Config, q.pool, plans, q.watcher); err != nil {
 		return err
 	}

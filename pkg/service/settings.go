@@ -35,9 +35,10 @@ type Settings struct {
 	Kafka             Kafka  `embed:"" prefix:"kafka-" group:"Connections"`
 	SchemaRegistryURL string `help:"Reserved for an external schema registry, which cannot be used yet; the built-in one has Confluent's API." placeholder:"URL" env:"SCHEMA_REGISTRY_URL" group:"Connections"`
 
-	contracts fs.FS // those compiled in
-	upcasters []avro.Upcaster
-	program   string
+	contracts   fs.FS // those compiled in
+	upcasters   []avro.Upcaster
+	projections []*projection.Definition // in Go
+	program     string
 }
 
 // Kafka says how to reach the brokers.
@@ -147,7 +148,20 @@ func (s *Settings) Upcasters() (list []avro.Upcaster) {
 // Registry returns the schema registry.
 func (s *Settings) Registry(pool *pgxpool.Pool) *registry.Registry { return registry.New(pool) }
 
-// Definitions reads the projections' definitions.
+// Definitions reads the projections' definitions, and adds those in Go. A name
+// belongs to one of them, or to several revisions of a fold in Go.
 func (s *Settings) Definitions() ([]*projection.Definition, error) {
-	return projection.LoadDefinitions(s.ContractsFS())
+	list, err := projection.LoadDefinitions(s.ContractsFS())
+	if err != nil {
+		return nil, err
+	}
+	for _, d := range s.projections {
+		for _, other := range list {
+			if d.Name == other.Name && (d.Revision() == 0 || other.Revision() == 0 || d.Revision() == other.Revision()) {
+				return nil, fmt.Errorf("the projection %s is defined in %s and in %s", d.Name, other.File, d.File)
+			}
+		}
+		list = append(list, d)
+	}
+	return list, nil
 }
