@@ -391,3 +391,45 @@ func BenchmarkFold(b *testing.B) {
 		})
 	}
 }
+
+// What a row costs that is read back and written: between batches, where the cache
+// does not have it.
+func BenchmarkReload(b *testing.B) {
+	plans, contracts := compileAll(b, histories)
+	events, _ := readEvents(b, "river", contracts)
+	plan := plans["files"]
+	var texts [][]byte
+	for _, text := range fold(b, plan, contracts, events) {
+		texts = append(texts, []byte(text))
+	}
+	b.ReportAllocs()
+	var out []byte
+	i := 0
+	for b.Loop() {
+		row, err := plan.LoadRow(texts[i%len(texts)], nil)
+		if err != nil {
+			b.Fatal(err)
+		}
+		out = row.AppendData(out[:0])
+		i++
+	}
+}
+
+// FuzzLoadRow: what the database gives back, whatever it is, makes a row or an
+// error; a row that is read is written as it is read again.
+func FuzzLoadRow(f *testing.F) {
+	plans, _ := compileAll(f, histories)
+	f.Add([]byte(`{"path": "a", "changes": 1, "linesAdded": 2, "lastAuthor": "\"x\"", "lastChange": "2026-01-31T00:00:00Z", "linesDeleted": 0}`))
+	f.Add([]byte(`{"path":null,"changes":99999999999999999999}`))
+	f.Add([]byte(`{"path": "a`))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		row, err := plans["files"].LoadRow(data, nil)
+		if err != nil {
+			return
+		}
+		once := row.AppendData(nil)
+		again, err := plans["files"].LoadRow(once, nil)
+		require.NoError(t, err)
+		require.Equal(t, string(once), string(again.AppendData(nil)))
+	})
+}
