@@ -21,6 +21,7 @@ type cli struct {
 	Streams streamsCommand        `cmd:"" help:"Show the categories of the log, the streams of one, or the events of a stream."`
 	Import  importCommand         `cmd:"" help:"Send a history to a writer: lines of a file or of standard input."`
 	Verify  verifyCommand         `cmd:"" help:"Check that sequences and versions are dense and that topics hold exactly the log."`
+	Repair  repairCommand         `cmd:"" help:"Show what is not relayed and why, and repair what only an operator may decide."`
 	Probe   probeCommand          `cmd:"" help:"Append an event through the API of an installation and read its row, as a client does."`
 	Lint    service.LintCommand   `cmd:"" help:"Check the contracts of a folder, and with --history that they read what the log holds."`
 	Schema  service.SchemaCommand `cmd:"" help:"Make golden files and Go code from schemas, and schemas from Go code."`

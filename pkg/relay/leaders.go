@@ -110,12 +110,16 @@ func (s *session) learnLeaders(response *kmsg.MetadataResponse) {
 			}
 		}
 		for _, p := range s.owned {
-			if p.topic == name && p.phase == flowing && topic.TopicID != p.topicID {
+			if p.topic != name || p.phase != flowing {
+				continue
+			}
+			if topic.TopicID != p.topicID {
 				s.settle(p, time.Time{}) // made anew
+			} else if _, ok := s.leaders.of(p); !ok {
+				s.noteTrouble(p, kerr.LeaderNotAvailable)
 			}
 		}
 	}
-	s.troubleWithoutLeader(kerr.LeaderNotAvailable)
 }
 
 // topicTrouble notes why a topic has no leaders, and has it looked at anew when
