@@ -10,23 +10,25 @@ import (
 	"unsafe"
 
 	"github.com/refoldhq/refold/pkg/event"
+	"github.com/refoldhq/refold/pkg/postgres"
 )
 
 // readSQL reads on from the last event that was read of each slot, that event
 // included, so that a table which has another event there is noticed. A slot gives
-// at most so many rows, and none behind so many bytes of new values: what does not
-// fit into a batch is not sent by the server.
+// at most so many rows.
 const (
 	readName = "refold_relay_read"
 	readSQL  = `
 	select e.slot, e.seq, e.version, e.id, e.time, e.recorded, e.stream, e.type, e.value, e.actor, e.correlation_id, e.causation_id, e.traceparent
 	from unnest($2::smallint[], $3::bigint[], $4::bigint[]) u (slot, seq, n),
-	     lateral (
-	         select * from (
-	             select l.*, sum(case when l.seq > u.seq then octet_length(l.value) end) over (order by l.seq rows between unbounded preceding and 1 preceding) before
-	             from (select * from refold.event e where e.category = $1 and e.slot = u.slot and e.seq >= u.seq order by e.seq limit u.n) l) w
-	         where coalesce(w.before, 0) <= $5 order by w.seq) e`
+	     lateral (select * from refold.event e where e.category = $1 and e.slot = u.slot and e.seq >= u.seq order by e.seq limit u.n) e`
 )
+
+// maxLeft bounds the bytes that a read may bring and find no room for. The number
+// of rows is an estimate from the sizes of earlier events; where it is far off, the
+// server is told to stop. (Adding up sizes in SQL took four times as long as the
+// read itself.)
+const maxLeft = 32 << 20
 
 // rowsBetweenPumps is after how many rows the loop looks at what else there is.
 const rowsBetweenPumps = 256
@@ -58,7 +60,9 @@ type plan struct {
 	category int16
 	slots    []slotRead
 	bySlot   []*slotRead
-	result   event.Event
+	row      event.Event
+	left     int  // bytes of values that found no room
+	stopped  bool // the server was told to stop
 }
 
 // slotRead is what to read of a slot, and what came of it.
@@ -140,16 +144,27 @@ func (s *session) readCategory(ctx context.Context, of *plan) (n int, err error)
 	var malformed error
 	for count := 1; result.NextRow(); count++ {
 		if count%rowsBetweenPumps == 0 {
-			s.pump()
+			s.pump(s.cfg.BatchBytes / 2) // what is still being filled waits for the end of the read
 		}
-		if malformed = scanRow(result.Values(), &of.result); malformed != nil {
+		if malformed = scanRow(result.Values(), &of.row); malformed != nil {
 			continue
 		}
-		if r := of.bySlot[of.result.Slot]; s.current(r) && s.takeRow(r, &of.result) {
+		if r := of.bySlot[of.row.Slot]; s.current(r) && s.takeRow(r, &of.row) {
 			n++
+			continue
+		}
+		if of.left += len(of.row.Value); of.left > maxLeft && !of.stopped {
+			of.stopped = true
+			if err := s.conn.PgConn().CancelRequest(ctx); err != nil {
+				s.log.Debug("ending a read that brings too much", "err", err)
+			}
 		}
 	}
-	if _, err := result.Close(); err != nil || malformed != nil {
+	_, err = result.Close()
+	if of.stopped && postgres.Classify(err) == postgres.ClassTimeout {
+		err = nil
+	}
+	if err != nil || malformed != nil {
 		return n, fmt.Errorf("reading new events: %w", errors.Join(err, malformed))
 	}
 	return n, s.conclude(ctx, of)
@@ -167,7 +182,7 @@ func (s *session) readArgs(of *plan) [][]byte {
 		seqs = strconv.AppendInt(seqs, r.from.seq, 10)
 		rows = strconv.AppendInt(rows, int64(r.n), 10)
 	}
-	return [][]byte{strconv.AppendInt(nil, int64(of.category), 10), append(slots, '}'), append(seqs, '}'), append(rows, '}'), strconv.AppendInt(nil, int64(s.cfg.BatchBytes), 10)}
+	return [][]byte{strconv.AppendInt(nil, int64(of.category), 10), append(slots, '}'), append(seqs, '}'), append(rows, '}')}
 }
 
 // current tells whether the partition is as it was when the read began.
@@ -187,8 +202,10 @@ func (s *session) takeRow(r *slotRead, e *event.Event) bool {
 		r.doubt = true
 	case !s.room(r.p):
 		r.cut = true
+		if b := r.p.staged; b != nil {
+			r.p.eventSize = b.Size() / b.Len()
+		}
 	default:
-		r.bytes += len(e.Value)
 		e.Category, e.PrevID = r.p.name, last.id
 		s.add(r.p, e)
 		return true
@@ -203,11 +220,11 @@ func (s *session) conclude(ctx context.Context, of *plan) error {
 	for i := range of.slots {
 		r := &of.slots[i]
 		switch {
-		case !s.current(r):
+		case !s.current(r), of.stopped:
 			r.at.look, s.backlog = true, true
 		case r.doubt || r.rows == 0 && r.from.seq > 0:
 			doubtful = append(doubtful, r)
-		case r.cut || r.rows >= r.n || r.bytes > s.cfg.BatchBytes:
+		case r.cut || r.rows >= r.n:
 			r.at.look, s.backlog = true, true
 		}
 		if r.p.probe >= 0 && r.p.staged == nil && r.p.flying == nil {

@@ -30,12 +30,12 @@ const (
 	retryPause      = 100 * time.Millisecond
 )
 
-// dispatch sends every batch that is ready to a leader that is free.
-func (s *session) dispatch(now time.Time) {
+// dispatch sends every batch of at least so many bytes whose leader is free.
+func (s *session) dispatch(now time.Time, least int) {
 	var requests map[int32][]*partition
 	var bytes map[int32]int
 	for _, p := range s.owned {
-		if p.phase != flowing || p.asked || now.Before(p.retryAt) || p.flying == nil && (p.staged == nil || p.staged.Len() == 0) {
+		if p.phase != flowing || p.asked || now.Before(p.retryAt) || p.flying == nil && (p.staged == nil || p.staged.Size() < least) {
 			continue
 		}
 		leader, ok := s.leaders.of(p)

@@ -110,7 +110,7 @@ func (s *session) loop(ctx context.Context) error {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for ctx.Err() == nil {
-		s.pump()
+		s.pump(1)
 		if err := s.attend(ctx); err != nil {
 			return err
 		}
@@ -118,7 +118,7 @@ func (s *session) loop(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		s.pump()
+		s.pump(1)
 		if read {
 			continue
 		}
@@ -132,9 +132,10 @@ func (s *session) loop(ctx context.Context) error {
 	return nil
 }
 
-// pump takes in what other goroutines have brought and sends what can be sent. It
-// does no IO, so it runs between two rows of a result too.
-func (s *session) pump() {
+// pump takes in what other goroutines have brought and sends the batches of at
+// least so many bytes that can be sent. It does no IO, so it runs between two rows
+// of a result too.
+func (s *session) pump(least int) {
 	s.mu.Lock()
 	inbox := s.inbox
 	s.inbox = nil
@@ -142,7 +143,7 @@ func (s *session) pump() {
 	for _, f := range inbox {
 		f()
 	}
-	s.dispatch(time.Now())
+	s.dispatch(time.Now(), least)
 }
 
 // attend does what is due.
@@ -245,7 +246,7 @@ func (s *session) release(ctx context.Context) error {
 		case <-ctx.Done():
 		case <-s.wake:
 		}
-		s.pump()
+		s.pump(1)
 	}
 	if s.conn.IsClosed() {
 		return nil
