@@ -53,7 +53,7 @@ func threeBrokers(t *testing.T) *devstack.Kafka {
 type log struct {
 	t        *testing.T
 	pool     *pgxpool.Pool
-	cluster  *devstack.Kafka
+	brokers  []string
 	category eventstore.Category
 
 	mu       sync.Mutex // guards the rest
@@ -61,18 +61,18 @@ type log struct {
 	versions map[string]int64
 }
 
-func newLog(t *testing.T, url string, cluster *devstack.Kafka) *log {
+func newLog(t *testing.T, url string, brokers []string) *log {
 	t.Helper()
 	pool, err := postgres.Open(ctx, postgres.Config{URL: url, MaxConns: 4})
 	require.NoError(t, err)
 	t.Cleanup(pool.Close)
 	require.NoError(t, postgres.Migrate(ctx, pool))
-	_, err = pool.Exec(ctx, `with c as (insert into refold.category (name, slots, partitions, topic) values ('User', 32, 8, 'failover.user') returning id)
-		insert into refold.slot (category, slot) select id, generate_series(0, 31) from c`)
+	_, err = pool.Exec(ctx, `with c as (insert into refold.category (name, slots, partitions, topic) values ('User', 32, 8, $1) returning id)
+		insert into refold.slot (category, slot) select id, generate_series(0, 31) from c`, "t"+event.NewID().String()+".user")
 	require.NoError(t, err)
 	all, err := eventstore.ReadCategories(ctx, pool)
 	require.NoError(t, err)
-	return &log{t: t, pool: pool, cluster: cluster, category: all[0], heads: make(map[int]int64), versions: make(map[string]int64)}
+	return &log{t: t, pool: pool, brokers: brokers, category: all[0], heads: make(map[int]int64), versions: make(map[string]int64)}
 }
 
 // add appends an event to each stream and tells whether they were committed.
@@ -145,7 +145,7 @@ func (l *log) total() (n int64) {
 // relay runs a relay until it is stopped, at the end of the test at the latest.
 func (l *log) relay(owner, url string) (stop func()) {
 	l.t.Helper()
-	r := relay.New(relay.Config{Owner: owner, DatabaseURL: url, Lease: 3 * time.Second, Kafka: kafka.Config{Brokers: l.cluster.Brokers()}},
+	r := relay.New(relay.Config{Owner: owner, DatabaseURL: url, Lease: 3 * time.Second, Kafka: kafka.Config{Brokers: l.brokers}},
 		slog.New(slog.NewTextHandler(testLog{l.t}, nil)).With("relay", owner), prometheus.NewRegistry())
 	running, cancel := context.WithCancel(ctx)
 	done := make(chan error, 1)
@@ -203,7 +203,7 @@ func (l *log) awaitProgress(after string) {
 // verify reads the whole topic and compares it with the log.
 func (l *log) verify(pool *pgxpool.Pool) relay.TopicReport {
 	l.t.Helper()
-	report, err := relay.VerifyTopic(ctx, pool, kafka.Config{Brokers: l.cluster.Brokers()}, l.category, 5*time.Second)
+	report, err := relay.VerifyTopic(ctx, pool, kafka.Config{Brokers: l.brokers}, l.category, 5*time.Second)
 	require.NoError(l.t, err)
 	require.Equal(l.t, l.total(), report.Records-report.Duplicates)
 	return report
@@ -217,7 +217,7 @@ func TestBrokersFailUnderLivingRelays(t *testing.T) {
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, server.Close()) })
 	url := server.URL("postgres")
-	l := newLog(t, url, cluster)
+	l := newLog(t, url, cluster.Brokers())
 	stopLoad := l.load()
 	defer stopLoad()
 	one := l.relay("one", url)
@@ -257,11 +257,10 @@ func TestBrokersFailUnderLivingRelays(t *testing.T) {
 // has already: the slots that lost any are named and stopped, all others flow, and
 // the lost events come back from the topic.
 func TestPromotedStandbyHasLostTheTail(t *testing.T) {
-	cluster := threeBrokers(t)
 	primary, err := devstack.StartPostgres(ctx, devstack.PostgresConfig{})
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, primary.Close()) })
-	l := newLog(t, primary.URL("postgres"), cluster)
+	l := newLog(t, primary.URL("postgres"), devstack.RealKafka(t))
 	standby, err := primary.Standby(ctx)
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, standby.Close()) })
@@ -309,7 +308,7 @@ func TestPromotedStandbyHasLostTheTail(t *testing.T) {
 		return l.text(promoted, relayedSQL) == fmt.Sprint(l.total()-int64(len(lost)))
 	}, "the others flow")
 	for slot := range lostSlots {
-		n, err := relay.Restore(ctx, promoted, kafka.Config{Brokers: cluster.Brokers()}, l.category, slot)
+		n, err := relay.Restore(ctx, promoted, kafka.Config{Brokers: l.brokers}, l.category, slot)
 		require.NoError(t, err)
 		t.Logf("slot %d: %d events are back", slot, n)
 	}
