@@ -19,6 +19,10 @@ const (
 // proves, in its transaction, that it is still ours and that the events which it
 // has come to are in the table.
 func (s *session) moveCursors(ctx context.Context) error {
+	// No cursor passes a divergence that nobody would remember after a crash.
+	if err := s.storeStops(ctx); err != nil {
+		return err
+	}
 	trip := &pgx.Batch{}
 	var moved []*partition
 	for _, p := range s.owned {

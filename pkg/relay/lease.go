@@ -30,7 +30,7 @@ const (
 		where c.id = r.category and (r.category, r.generation, r.partition) in (
 			select o.category, o.generation, o.partition from refold.relay_partition o
 			join refold.category d on d.id = o.category and d.generation = o.generation
-			where o.expires <= clock_timestamp() order by o.expires, o.category, o.partition limit $4 for update of o skip locked)
+			where o.expires <= clock_timestamp() or $5 and o.owner = $1 order by o.expires, o.category, o.partition limit $4 for update of o skip locked)
 		returning r.category, r.generation, r.partition, c.name, c.topic, c.slots, c.partitions, r.fence, r.slots, r.seqs, r.ids, r.compared, r.topic_id, coalesce(r.alarm, '')`
 	stopsSQL = `select category, generation, slot, seq, kind, event, topic_event, coalesce(topic_offset, -1), reason
 		from refold.relay_stop where category = any($1)`
@@ -162,7 +162,10 @@ func (s *session) take(ctx context.Context, n int, lease string) error {
 	}
 	var nonce [16]byte
 	rand.Read(nonce[:]) // never fails, see crypto/rand
-	rows, err := s.conn.Query(ctx, takeSQL, s.cfg.Owner, nonce, lease, n)
+	// What an earlier session of ours held need not wait for its lease: that session
+	// is over, and the fence rises.
+	first := len(s.owned) == 0
+	rows, err := s.conn.Query(ctx, takeSQL, s.cfg.Owner, nonce, lease, n, first)
 	if err != nil {
 		return fmt.Errorf("taking over partitions: %w", err)
 	}

@@ -85,6 +85,19 @@ func TestSeveralRelaysShareThePartitions(t *testing.T) {
 	require.Zero(t, w.whole(), "moving partitions leaves no copies")
 }
 
+func TestLostSessionIsTakenUpAtOnce(t *testing.T) {
+	t.Parallel()
+	w := setup(t, devstack.FakeKafka(t))
+	w.add(100)
+	r := w.start(relay.Config{Lease: time.Hour})
+	w.awaitRelayed()
+	w.exec(`select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'refold-relay' and datname = current_database()`)
+	w.add(100)
+	r.Wake()
+	w.awaitRelayed() // in seconds, not when the lease ends
+	require.Zero(t, w.whole())
+}
+
 func TestTakeoverNotesWhatAFormerOwnerHasSent(t *testing.T) {
 	t.Parallel()
 	w := setup(t, devstack.FakeKafka(t))

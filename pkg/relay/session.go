@@ -251,9 +251,6 @@ func (s *session) release(ctx context.Context) error {
 	if s.conn.IsClosed() {
 		return nil
 	}
-	if err := s.storeStops(ctx); err != nil {
-		return err
-	}
 	if err := s.moveCursors(ctx); err != nil {
 		return err
 	}

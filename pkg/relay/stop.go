@@ -61,9 +61,7 @@ const (
 		and o.category = r.category and o.generation = r.generation and o.slot = $6 and o.kind = 'refused'`
 )
 
-// storeStops writes what was stopped and what goes on, under the fence. It runs
-// before any cursor moves, so that no cursor passes a divergence that nobody
-// remembers.
+// storeStops writes what was stopped and what goes on, under the fence.
 func (s *session) storeStops(ctx context.Context) error {
 	for _, p := range s.owned {
 		for i := range p.slots {
