@@ -225,7 +225,7 @@ func (k *Kafka) launch(n *node) (err error) {
 
 // awaitMembers waits until the nodes are unfenced brokers of the cluster.
 func (k *Kafka) awaitMembers(ctx context.Context, nodes ...*node) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, time.Minute, errors.New("the brokers did not come up within a minute"))
+	ctx, cancel := context.WithTimeoutCause(ctx, 3*time.Minute, errors.New("the brokers did not come up within three minutes"))
 	defer cancel()
 	for {
 		missing, err := k.missing(ctx, nodes)
