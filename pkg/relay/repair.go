@@ -37,6 +37,8 @@ var (
 	ErrNotDiverged = errors.New("the slot has not diverged")
 	// ErrTaken means that lost events cannot come back.
 	ErrTaken = errors.New("the event table has gone on without the lost events")
+	// ErrComparing passes by itself, mostly in less than a second.
+	ErrComparing = errors.New("the relay is still comparing the partition, try again in a moment")
 )
 
 // Troubles lists what does not flow, in order of topics and partitions.
@@ -93,6 +95,15 @@ func KeepLog(ctx context.Context, pool *pgxpool.Pool, category eventstore.Catego
 		if err != nil {
 			return err
 		}
+		// The next owner compares from here on, and would stop at the same record.
+		var compared int64
+		if err := tx.QueryRow(ctx, `select r.compared from refold.relay_partition r join refold.category c on c.id = r.category and c.generation = r.generation
+			where c.id = $1 and r.partition = $2 for update of r`, category.ID, slot%category.Partitions).Scan(&compared); err != nil {
+			return fmt.Errorf("reading the cursor of slot %d of %s: %w", slot, category.Name, err)
+		}
+		if compared <= why.offset {
+			return fmt.Errorf("slot %d of %s: %w", slot, category.Name, ErrComparing)
+		}
 		place := place{seq: min(why.seq-1, head.seq)}
 		if place.seq > 0 {
 			if err := tx.QueryRow(ctx, `select id from refold.event where category = $1 and slot = $2 and seq = $3`, category.ID, slot, place.seq).Scan((*[16]byte)(&place.id)); err != nil {
@@ -146,8 +157,8 @@ func lockDiverged(ctx context.Context, tx pgx.Tx, category eventstore.Category, 
 	if _, err = tx.Exec(ctx, `select from refold.slot where category = $1 and slot = $2 for no key update`, category.ID, slot); err != nil {
 		return why, head, fmt.Errorf("locking slot %d of %s: %w", slot, category.Name, err)
 	}
-	err = tx.QueryRow(ctx, `select o.seq from refold.relay_stop o join refold.category c on c.id = o.category and c.generation = o.generation
-		where o.category = $1 and o.slot = $2 and o.kind = 'diverged' for update of o`, category.ID, slot).Scan(&why.seq)
+	err = tx.QueryRow(ctx, `select o.seq, coalesce(o.topic_offset, -1) from refold.relay_stop o join refold.category c on c.id = o.category and c.generation = o.generation
+		where o.category = $1 and o.slot = $2 and o.kind = 'diverged' for update of o`, category.ID, slot).Scan(&why.seq, &why.offset)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return why, head, fmt.Errorf("%w: slot %d of %s", ErrNotDiverged, slot, category.Name)
 	}

@@ -41,6 +41,9 @@ func (s *session) stopSlot(p *partition, at *slot, why *stop) {
 	if before := at.stop; before != nil && before.kind == why.kind && before.seq == why.seq {
 		why.tries, why.stored = before.tries+1, before.stored && before.reason == why.reason
 	}
+	if why.kind == diverged {
+		why.reason += fmt.Sprintf("; `writer repair %s --slot=%d --restore` puts them back while their places are free, --keep-log goes on without them", p.name, at.number)
+	}
 	if why.kind == refused {
 		why.retryAt = time.Now().Add(min(maxRetry, s.cfg.RetryRefused<<min(why.tries, 6)))
 	}
