@@ -340,16 +340,19 @@ stage_definition() {
 	local files=() file
 	for file in "$root"/schemas/events/User/*.avsc; do files+=(--set-file "contracts.events.User.$(basename "$file" | sed 's/\./\\./g')=$file"); done
 	check "the contracts from values" upgrade "${files[@]}" --set-file "contracts.projections.users\.yaml=$root/schemas/projections/users.yaml"
-	check "they are the same ones: no rebuild is due" eval "kc exec deploy/refold-queries -- rebuild plan rm_users | grep -F 'takes: nothing'"
+	check "they are the same ones: no rebuild is due" eval "kc exec deploy/refold-queries -- rebuild plan rm_users | grep -F 'takes: none'"
 	sed 's/^  lastSeen: .*/&\n  changes:       {count: UserEmailChanged}/' "$root/schemas/projections/users.yaml" >"$work/users.yaml"
 	hash_of >"$work/before"
 	check "a field more" upgrade --set-file "contracts.projections.users\.yaml=$work/users.yaml"
 	check "helm says that a rebuild is due" eval "helm get notes refold -n $ns | grep -F 'The definition of rm_users has changed'"
 	hash_of >"$work/after"
-	check "its projector and the query service were rolled, the writer was not" eval "diff $work/before $work/after | grep -c '^>' | grep -x 2 >/dev/null && diff <(grep writer $work/before) <(grep writer $work/after)"
+	check "its projector and the query service were rolled, the writer was not" rolled "$work/before" "$work/after"
 	check "rebuild plan says it too" eval "kc exec deploy/refold-queries -- rebuild plan rm_users | head -2 | tail -1"
 	check "asked for (rebuild.auto), it is rebuilt" upgrade --set rebuild.auto=true
 	check "rows have the field" eventually 120 eval "api queries /v1/read-models/rm_users/ada | jq -ce 'select(.changes == 0)'"
+}
+rolled() { # BEFORE AFTER
+	{ diff "$1" "$2" || true; } | sed -n 's/^> \(.*\) .*/\1/p' | paste -sd' ' | grep -x 'refold-projector-users refold-queries'
 }
 hash_of() { kc get deployments -o json | jq -r '.items[] | "\(.metadata.name) \(.spec.template.metadata.annotations["refold.dev/contracts"])"' | sort; }
 
@@ -357,27 +360,34 @@ stage_policy() {
 	stage "NetworkPolicy: strangers do not get in, and pods do not get out"
 	local writer
 	writer=$(kc get pod "$(pod writer)" -o jsonpath='{.status.podIP}')
-	restricted stranger lab/busybox:1 sleep 600 | kubectl -n strangers apply -f - >/dev/null
-	restricted guest lab/busybox:1 sleep 600 | kc apply -f - >/dev/null
-	restricted inmate lab/busybox:1 sleep 600 | jq '.metadata.labels = {"app.kubernetes.io/name": "refold", "app.kubernetes.io/instance": "refold"}' | kc apply -f - >/dev/null
+	restricted stranger refold/load:1 /load idle | kubectl -n strangers apply -f - >/dev/null
+	restricted guest refold/load:1 /load idle | kc apply -f - >/dev/null
+	restricted inmate refold/load:1 /load idle | jq '.metadata.labels = {"app.kubernetes.io/name": "refold", "app.kubernetes.io/instance": "refold"}' | kc apply -f - >/dev/null
 	kubectl -n strangers wait --for=condition=Ready pod/stranger --timeout=60s >/dev/null
 	kc wait --for=condition=Ready pod/guest pod/inmate --timeout=60s >/dev/null
 	sleep 2 # the lab's policies cover a new pod after up to a second
-	check "a pod of the release's namespace reaches the API" kc exec guest -- nc -z -w 3 "$writer" 8080
-	check "a pod of another namespace does not" not kubectl -n strangers exec stranger -- nc -z -w 3 "$writer" 8080
-	check "nor the admin port" not kubectl -n strangers exec stranger -- nc -z -w 3 "$writer" 9080
-	check "what is labelled as refold's reaches Postgres" kc exec inmate -- nc -z -w 3 "$(machine)" 5432
-	check "and nothing else: not the machine's other ports" not kc exec inmate -- nc -z -w 3 "$(machine)" 8090
+	check "a pod of the release's namespace reaches the API" reaches "$ns" guest "$writer:8080"
+	check "a pod of another namespace does not" shut_out strangers stranger "$writer:8080"
+	check "nor the admin port" shut_out strangers stranger "$writer:9080"
+	check "what is labelled as refold's reaches Postgres" reaches "$ns" inmate machine.lab:5432
+	check "and nothing else: not the machine's other ports" shut_out "$ns" inmate machine.lab:8090
+	check "which others reach" reaches strangers stranger machine.lab:8090
 	check "who is let in by values gets in" upgrade --set-json 'networkPolicy.apiFrom=[{"namespaceSelector":{"matchLabels":{"kubernetes.io/metadata.name":"strangers"}}}]'
 	sleep 2
-	check "to the API" kubectl -n strangers exec stranger -- nc -z -w 3 "$(kc get pod "$(pod writer)" -o jsonpath='{.status.podIP}')" 8080
+	writer=$(kc get pod "$(pod writer)" -o jsonpath='{.status.podIP}')
+	check "to the API" reaches strangers stranger "$writer:8080"
 	check "helm test gets in still" helm test refold -n "$ns" --timeout 2m
-	check "and the others are out" not kc exec guest -- nc -z -w 3 "$writer" 8080
+	check "and the others are out" shut_out "$ns" guest "$writer:8080"
 	check "as before" upgrade --set-json 'networkPolicy.apiFrom=[]'
 	kubectl -n strangers delete pod stranger --wait=false >/dev/null
 	kc delete pod guest inmate --wait=false >/dev/null
 }
-machine() { kubectl get node -o jsonpath='{.items[0].status.addresses[?(@.type=="InternalIP")].address}'; }
+reaches() { kubectl -n "$1" exec "$2" -- /load reach "$3"; } # NAMESPACE POD ADDRESS
+shut_out() {
+	local status=0
+	reaches "$@" >/dev/null 2>&1 || status=$?
+	[[ $status == 3 ]]
+}
 
 stage_hpa() {
 	stage "HorizontalPodAutoscaler: the writer follows its load"

@@ -5,6 +5,8 @@
 //	load fill -lines 20000      appends accounts by NDJSON and ends
 //	load run [-patient]         appends and reads; every answer but 2xx is a failure
 //	load stop                   ends the `load run` of the same container
+//	load idle                   does nothing until it is told to stop
+//	load reach ADDRESS          ends with 0 if something listens there, with 3 if it cannot be reached
 //
 // With -patient a request that fails is sent again with the same key, as clients
 // do whose server was killed: what counts then is that it has one effect.
@@ -15,6 +17,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"net"
 	"os"
 	"os/signal"
 	"sync"
@@ -31,16 +34,23 @@ type options struct {
 	patient         bool
 }
 
+var errUnreached = errors.New("not reached")
+
 func main() {
-	if err := command(os.Args[1:]); err != nil {
-		fmt.Fprintln(os.Stderr, "load:", err)
-		os.Exit(1)
+	err := command(os.Args[1:])
+	if err == nil {
+		return
 	}
+	fmt.Fprintln(os.Stderr, "load:", err)
+	if errors.Is(err, errUnreached) {
+		os.Exit(3)
+	}
+	os.Exit(1)
 }
 
 func command(args []string) error {
 	if len(args) == 0 {
-		return errors.New("usage: load fill|run|stop [flags]")
+		return errors.New("usage: load fill|run|stop|idle|reach [flags]")
 	}
 	var o options
 	flags := flag.NewFlagSet(args[0], flag.ExitOnError)
@@ -61,6 +71,15 @@ func command(args []string) error {
 		return fill(ctx, o)
 	case "run":
 		return run(ctx, o)
+	case "idle":
+		<-ctx.Done()
+		return nil
+	case "reach":
+		conn, err := net.DialTimeout("tcp", flags.Arg(0), 3*time.Second)
+		if err != nil {
+			return fmt.Errorf("%w: %w", errUnreached, err)
+		}
+		return conn.Close()
 	case "stop":
 		return syscall.Kill(1, syscall.SIGTERM)
 	}
