@@ -291,7 +291,7 @@ deployment() { if [[ $1 == projector ]]; then echo refold-projector-users; else 
 stage_rebuild() {
 	stage "a rebuild from the CronJob under load: killed once, resumed, promoted, rolled back"
 	check "20000 accounts" fill fill 20000
-	check "the template is slowed down, so that there is time to kill it" upgrade --set 'rebuild.extraArgs={--rate=500}'
+	check "the template is slowed down, so that there is time to kill it" upgrade --set 'rebuild.extraArgs={--rate=200}' --set rebuild.auto=false
 	version=$(served)
 	check "load" load_start rebuilding
 	check "kubectl create job --from=cronjob/refold-rebuild-rm-users r1" kc create job --from=cronjob/refold-rebuild-rm-users r1
@@ -308,7 +308,7 @@ stage_rebuild() {
 	check "nothing failed, nothing doubled" load_end rebuilding
 	load_forget rebuilding
 	check "the rows equal the log" kc exec deploy/refold-queries -- projector verify rm_users
-	kc delete job r1 r2 >/dev/null
+	kc delete job r1 r2 --ignore-not-found >/dev/null
 	check "the template at full speed again" upgrade --set rebuild.extraArgs=null
 }
 fill() { # NAME COUNT: accounts NAME-0 and on, two events each
