@@ -247,8 +247,7 @@ func (w *world) whole() (duplicates int) {
 	return state.duplicates
 }
 
-// logs shows what is logged with the test that it belongs to, and nothing once it
-// is over.
+// logs shows what is logged with the test that it belongs to.
 type logs struct{ t *testing.T }
 
 func (l *logs) Write(b []byte) (int, error) {
