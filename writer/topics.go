@@ -5,9 +5,6 @@ import (
 	"fmt"
 	"os"
 
-	"github.com/twmb/franz-go/pkg/kadm"
-	"github.com/twmb/franz-go/pkg/kgo"
-
 	"github.com/refoldhq/refold/pkg/kafka"
 	"github.com/refoldhq/refold/pkg/service"
 )
@@ -22,18 +19,14 @@ func (c *topicsCommand) Run(ctx context.Context, s *service.Settings) error {
 	if err != nil {
 		return service.Usage(err).Try("writer lint")
 	}
-	options, err := s.Brokers("topics").Options()
+	admin, err := kafka.NewAdmin(s.Brokers("topics"))
 	if err != nil {
 		return service.Usage(err)
 	}
-	client, err := kgo.NewClient(options...)
-	if err != nil {
-		return fmt.Errorf("making a client for the brokers: %w", err)
-	}
-	defer client.Close()
+	defer admin.Close()
 	for _, category := range contracts.Categories() {
 		name := kafka.TopicName(s.Prefix, category.Name)
-		topic, err := kafka.EnsureTopic(ctx, kadm.NewClient(client), name, category.Partitions)
+		topic, err := kafka.EnsureTopic(ctx, admin, name, category.Partitions)
 		if err != nil {
 			return err
 		}

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"math"
 	"strings"
-	"time"
 	"unicode/utf8"
 
 	"cel.dev/cel-go/cel"
@@ -377,7 +376,7 @@ func (f *Folder) valueOf(out celref.Val) (avro.Value, error) {
 		}
 		return avro.Value{Kind: avro.String, Bytes: f.keep(func(b []byte) []byte { return append(b, v...) })}, nil
 	case types.Timestamp:
-		at := event.TimeOf(time.Time(v.Time))
+		at := event.TimeOf(v.Time)
 		if at < event.MinTime || at > event.MaxTime {
 			return avro.Value{}, errBeyond
 		}

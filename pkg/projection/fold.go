@@ -454,8 +454,8 @@ func (f *Folder) apply(o *op, cells []cell, stamps []stamp) {
 		if !v.set {
 			return
 		}
-		if c := 0; to.set {
-			if c = compare(&v, to, o.typ.kind); c == 0 || c < 0 != (o.kind == opMin) {
+		if to.set {
+			if c := compare(&v, to, o.typ.kind); c == 0 || c < 0 != (o.kind == opMin) {
 				return
 			}
 		}

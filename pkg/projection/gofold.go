@@ -13,7 +13,7 @@ import (
 )
 
 // Remove is what a fold in Go returns to remove the row.
-var Remove = errors.New("the row is removed")
+var Remove = errors.New("the row is removed") //nolint:staticcheck // a fold says what is to be done, not what went wrong
 
 // ErrNoFold says that a version is folded by a function in Go which this program
 // does not have in that revision: it cannot feed it, though it can show its rows.

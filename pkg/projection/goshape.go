@@ -244,7 +244,7 @@ func (c *cell) readGo(f *goField, v reflect.Value, jsonb *strictjson.JSONB) erro
 
 // readTime takes a time; the zero of time.Time is null.
 func (c *cell) readTime(f *goField, v reflect.Value) error {
-	at := event.Time(0)
+	var at event.Time
 	if f.typ == instant {
 		at = event.Time(v.Int())
 	} else {
