@@ -54,7 +54,7 @@ func TestMistakesAreExplained(t *testing.T) {
 var mistakes = []string{
 	"fields: {n: {count: Placd}}", "fields: {n: {from: Placed.custmer}}", "fields: {n: {}}", "fields: {n: {cuont: Placed}}", "feilds: {}", "fields: {order: {count: Placed}}",
 	"fields: {n: {count: Placed.lines}}", "fields: {n: {add: Placed.customer}}", "fields: {n: {max: Placed.tags}}", "fields: {n: {from: [Placed.customer, LineAdded.line]}}",
-	"fields: {n: {from: Placed.nothing}}", "fields: {n: {from: Placed.$tiem}}", "fields: {n: {clear: Placed}}", "fields: {n: {from: \"*.nowhere\"}}",
+	"fields: {n: {from: Placed.nothing}}", "fields: {n: {from: Placed.$tme}}", "fields: {n: {clear: Placed}}", "fields: {n: {from: \"*.nowhere\"}}",
 	"fields: {n: {count: Placed, set: {Closed: x}}}", "fields: {n: {include: Placed.weight}}", "fields: {n: {include: Placed.customer, initial: 1}}",
 	"fields: {n: {put: Placed.customer}}", "fields: {n: {put: {event: Placed, key: customer}}}", "fields: {n: {put: {event: Placed, key: address, value: lines}}}", "fields: {n: {delete: {event: LineAdded, key: line}}}",
 	"fields: {n: {count: {event: Placed, when: \"lines\"}}}", "fields: {n: {count: {event: Placed, when: \"lins > 3\"}}}", "fields: {n: {count: {event: Placed, when: \"amount > 3\"}}}", "fields: {n: {count: {event: Placed, when: \"lines > 'x'\"}}}",

@@ -73,7 +73,6 @@ type slotRead struct {
 	resets int64
 	n      int  // rows to ask for, the last event included
 	rows   int  // that came
-	bytes  int  // of values
 	cut    bool // events were left behind
 	doubt  bool // the table does not go on as it should
 }

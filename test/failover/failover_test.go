@@ -86,7 +86,7 @@ func (l *log) add(pool *pgxpool.Pool, streams ...string) error {
 		slot := event.SlotOf(stream, slots)
 		heads[slot]++
 		versions[stream]++
-		rows = append(rows, []any{int16(l.category.ID), int16(slot), l.heads[slot] + heads[slot], l.versions[stream] + versions[stream], [16]byte(event.NewID()), now, now, stream,
+		rows = append(rows, []any{l.category.ID, int16(slot), l.heads[slot] + heads[slot], l.versions[stream] + versions[stream], [16]byte(event.NewID()), now, now, stream,
 			"UserCreated", []byte("\x00\x00\x00\x00\x01value")})
 	}
 	if _, err := pool.CopyFrom(ctx, pgx.Identifier{"refold", "event"},
