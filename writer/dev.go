@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 
 	"github.com/refoldhq/refold/pkg/aggregate"
 	"github.com/refoldhq/refold/pkg/devstack"
@@ -19,10 +20,16 @@ type devCommand struct {
 	service.RebuildFlags `embed:""`
 
 	DataDir string `help:"Keeps log, topics and rows over a restart; empty keeps nothing." placeholder:"DIR"`
+	Seed    string `help:"Makes traffic to look at: demo creates accounts and uses them." enum:",demo" default:"" placeholder:"demo"`
 }
 
 // Run starts what no environment variable names and serves everything.
 func (c *devCommand) Run(ctx context.Context, s *service.Settings) error {
+	if c.Seed != "" {
+		if _, err := c.newSeeding(s); err != nil {
+			return service.Usage(err)
+		}
+	}
 	stop, err := c.postgres(ctx, s)
 	if err != nil {
 		return err
@@ -61,7 +68,16 @@ func (c *devCommand) serve(ctx context.Context, s *service.Settings) error {
 	for _, component := range []service.Component{w, service.NewAggregates(w, aggregate.Config{}, demo(), nil), service.NewRelay(h, w), feeding, queries, rebuilds} {
 		h.Add(component)
 	}
-	h.Ready = func() { c.greet(s) }
+	var traffic sync.WaitGroup
+	defer traffic.Wait()
+	h.Ready = func() {
+		c.greet(s)
+		if c.Seed != "" {
+			if seeding, err := c.newSeeding(s); err == nil { // as it was checked before
+				traffic.Go(func() { seeding.work(ctx) })
+			}
+		}
+	}
 	if err := h.Handle(c.API); err != nil {
 		return err
 	}
