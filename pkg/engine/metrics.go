@@ -16,6 +16,8 @@ type metrics struct {
 	duration prometheus.Histogram
 	batch    prometheus.Histogram
 
+	newest *prometheus.GaugeVec
+
 	lagEvents, lagSeconds                          *gauges
 	parkedStreams, stoppedSlots, stoppedPartitions *gauges
 }
@@ -39,13 +41,15 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 			Help: "Time from taking up a batch of records to its commit.", Buckets: prometheus.ExponentialBuckets(0.001, 2, 14)}),
 		batch: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "refold_projection_batch_events",
 			Help: "Events in a transaction.", Buckets: prometheus.ExponentialBuckets(1, 4, 8)}),
+		newest: prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "refold_projection_applied_timestamp_seconds",
+			Help: "When the newest event of the last batch that was committed here was recorded, in seconds since 1970."}, byVersion),
 		lagEvents:         gauge("refold_projection_lag_events", "Events of the log that the version has not folded, the same in every process that feeds it.", byPartition),
 		lagSeconds:        gauge("refold_projection_lag_seconds", "Age of the oldest event that the version has not folded, the same in every process that feeds it.", byPartition),
 		parkedStreams:     gauge("refold_projection_parked_streams", "Parked streams of the partitions that this process owns.", byVersion),
 		stoppedSlots:      gauge("refold_projection_stopped_slots", "Stopped slots of the partitions that this process owns.", byVersion),
 		stoppedPartitions: gauge("refold_projection_stopped_partitions", "Partitions that this process owns and that cannot go on.", byVersion),
 	}
-	reg.MustRegister(m.applied, m.parked, m.fetches, m.restarts, m.fenced, m.duration, m.batch, m.lagEvents, m.lagSeconds, m.parkedStreams, m.stoppedSlots, m.stoppedPartitions)
+	reg.MustRegister(m.applied, m.parked, m.fetches, m.restarts, m.fenced, m.duration, m.batch, m.newest, m.lagEvents, m.lagSeconds, m.parkedStreams, m.stoppedSlots, m.stoppedPartitions)
 	return m
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -87,6 +88,9 @@ func (w *worker) committed(b *batch) {
 	e.announcer.announce(w.announcement(b))
 	e.metrics.applied.WithLabelValues(name).Add(float64(max(0, b.counts.applied)))
 	e.metrics.parked.WithLabelValues(name).Add(float64(len(b.parkedEvents)))
+	if b.last > 0 {
+		e.metrics.newest.WithLabelValues(name, strconv.Itoa(w.feed.Version.Number)).Set(float64(b.last.Std().UnixMicro()) / 1e6)
+	}
 }
 
 // announcement says what a batch that was committed has changed.

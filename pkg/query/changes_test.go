@@ -294,7 +294,7 @@ func TestASlowFollowerIsToldToResume(t *testing.T) {
 	req, err := http.NewRequest(http.MethodGet, r.url+items+"/changes", nil)
 	require.NoError(t, err)
 	dialer := net.Dialer{Control: func(_, _ string, c syscall.RawConn) error { // a small window
-		return c.Control(func(fd uintptr) { syscall.SetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_RCVBUF, 4096) })
+		return c.Control(func(fd uintptr) { syscall.SetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_RCVBUF, 64<<10) })
 	}}
 	slow := &http.Client{Transport: &http.Transport{DialContext: dialer.DialContext}}
 	res, err := slow.Do(req)
@@ -309,8 +309,12 @@ func TestASlowFollowerIsToldToResume(t *testing.T) {
 	}
 	long := strings.Repeat("x", 200_000)
 	const changes = 80 // more than the sockets' buffers hold
+	quick := &follower{t: t, path: items + "/changes", lastID: f.lastID, rows: map[string]map[string]any{}}
 	for i := range changes {
-		w.set(fmt.Sprintf("k%d", i), row(fmt.Sprintf(`{"n": 1, "name": %q}`, long)))
+		w.set(fmt.Sprintf("k%d", i), row(fmt.Sprintf(`{"n": 1, "tags": [%q]}`, long)))
+		if i%8 == 7 { // so that it is told in many batches, of which some find others waiting
+			quick.follow(r, func() bool { return len(quick.rows) == i+1 })
+		}
 	}
 	for {
 		e, err := readSSE(in)

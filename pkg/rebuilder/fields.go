@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 
@@ -245,8 +246,9 @@ func (j *job) publish(ctx context.Context) error {
 	if err := j.stopAt("before promote"); err != nil {
 		return err
 	}
+	now := j.meter.read(time.Now())
 	err = readmodel.ChangeIndexes(ctx, conn, j.version, j.plan, func(ctx context.Context, tx pgx.Tx) error {
-		if err := j.noteDone(ctx, tx); err != nil {
+		if err := j.noteDone(ctx, tx, now); err != nil {
 			return err
 		}
 		if err := j.stopAt("within promote"); err != nil {
@@ -257,6 +259,6 @@ func (j *job) publish(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	j.ended("the fields are offered")
+	j.ended("the fields are offered", now)
 	return j.stopAt("after promote")
 }

@@ -75,13 +75,14 @@ func (j *job) write(ctx context.Context, point string, work func(pgx.Tx) error) 
 
 // advance makes step the next one; work belongs to the step that ends with it.
 func (j *job) advance(ctx context.Context, step Step, work func(pgx.Tx) error) error {
+	now := j.meter.read(time.Now())
 	err := j.write(ctx, "step "+string(step), func(tx pgx.Tx) error {
 		if work != nil {
 			if err := work(tx); err != nil {
 				return err
 			}
 		}
-		_, err := tx.Exec(ctx, `update refold.rebuild set step = $2, progress = $3, updated = clock_timestamp() where id = $1`, j.id, step, mustJSON(j.tick()))
+		_, err := tx.Exec(ctx, `update refold.rebuild set step = $2, progress = $3, updated = clock_timestamp() where id = $1`, j.id, step, mustJSON(now))
 		return err
 	})
 	if err != nil {
@@ -89,7 +90,7 @@ func (j *job) advance(ctx context.Context, step Step, work func(pgx.Tx) error) e
 	}
 	j.rebuild.Step = step
 	j.log.Info("rebuild goes on", "step", step)
-	j.show()
+	j.show(now)
 	return nil
 }
 
@@ -148,7 +149,7 @@ func (j *job) await(ctx context.Context) error {
 	})
 	if err == nil {
 		j.rebuild.State = Waiting
-		j.show()
+		j.show(j.told())
 	}
 	return err
 }
@@ -176,26 +177,35 @@ func (j *job) gate(ctx context.Context, n int) error {
 	return context.Cause(ctx)
 }
 
-// show tells whoever watches where the rebuild stands.
-func (j *job) show() {
+// show tells whoever watches where the rebuild stands. The progress is one that
+// was written down: what is told does not fall when a job that was killed is taken
+// up again.
+func (j *job) show(now Progress) {
 	j.mu.Lock()
 	before := j.shown.Progress
 	j.shown = j.rebuild
 	j.shown.Progress = before
 	j.mu.Unlock()
-	j.tick()
+	j.tell(now)
 }
 
-// tick brings what is shown up to date with the meter, and returns it. The
-// heartbeat calls it, so it looks at nothing that the steps change.
-func (j *job) tick() Progress {
-	now := j.meter.read(time.Now())
+// tell is show for the heartbeat: it looks at nothing that the steps change.
+func (j *job) tell(now Progress) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
+	if now.Done < j.shown.Progress.Done { // somebody else of the job has told more meanwhile
+		now = j.shown.Progress
+	}
 	j.deps.Metrics.show(j.name, j.shown.Progress, now)
 	j.shown.Progress = now
 	if j.watch != nil {
 		j.watch(j.shown)
 	}
-	return now
+}
+
+// told is the progress that was told last.
+func (j *job) told() Progress {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.shown.Progress
 }

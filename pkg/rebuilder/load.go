@@ -122,7 +122,7 @@ func (p *part) done(l *loader) {
 	p.loaded, p.rows, p.digest = true, l.written, int64(l.digest)
 	p.meter.reach(p.meter.total)
 	p.meter.loaded.Store(true)
-	l.job.show()
+	l.job.show(l.job.told())
 }
 
 // target is the table that partitions are loaded into.

@@ -22,28 +22,29 @@ const (
 // promote makes the version serve and ends the rebuild, in one transaction.
 func (j *job) promote(ctx context.Context) error {
 	j.feed(ctx)
+	now := j.meter.read(time.Now())
 	err := j.flip(ctx, j.name, j.version.Number, time.Duration(j.rebuild.Options.Keep), func(ctx context.Context, tx pgx.Tx) error { return j.lease.Verify(ctx, tx) }, func(tx pgx.Tx) error {
-		return j.noteDone(ctx, tx)
+		return j.noteDone(ctx, tx, now)
 	})
 	if err != nil {
 		return err
 	}
-	j.ended("the version serves")
+	j.ended("the version serves", now)
 	return j.stopAt("after promote")
 }
 
 // noteDone ends the rebuild, in tx.
-func (j *job) noteDone(ctx context.Context, tx pgx.Tx) error {
-	_, err := tx.Exec(ctx, `update refold.rebuild set state = 'done', step = 'done', error = null, owner = null, wish = null, progress = $2, finished = clock_timestamp(), updated = clock_timestamp() where id = $1`, j.id, mustJSON(j.tick()))
+func (j *job) noteDone(ctx context.Context, tx pgx.Tx, now Progress) error {
+	_, err := tx.Exec(ctx, `update refold.rebuild set state = 'done', step = 'done', error = null, owner = null, wish = null, progress = $2, finished = clock_timestamp(), updated = clock_timestamp() where id = $1`, j.id, mustJSON(now))
 	return err
 }
 
 // ended tells that the rebuild is at its end.
-func (j *job) ended(what string) {
+func (j *job) ended(what string, now Progress) {
 	j.rebuild.State, j.rebuild.Step, j.rebuild.Owner = Done, StepDone, ""
 	j.deps.Metrics.outcomes.WithLabelValues(j.name, "done").Inc()
 	j.log.Info(what, "version", j.version.Number)
-	j.show()
+	j.show(now)
 }
 
 // flip changes the serving version, trying again for a while when the other is

@@ -148,7 +148,7 @@ func (j *job) begin(ctx context.Context, kind Kind, options Options) error {
 	if j.rebuild.wish == "pause" {
 		j.limiter.pause()
 	}
-	j.show()
+	j.show(j.rebuild.Progress)
 	return j.reload(ctx)
 }
 
@@ -216,7 +216,7 @@ func (j *job) finish(ctx context.Context, cause error) (Rebuild, error) {
 			j.log.Debug("releasing the lease", "err", err) // it ends by itself
 		}
 	}
-	j.show()
-	j.rebuild.Progress = j.tick()
+	j.show(j.told())
+	j.rebuild.Progress = j.told()
 	return j.rebuild, cause
 }

@@ -153,12 +153,13 @@ func (j *job) beat(ctx context.Context, cancel context.CancelCauseFunc) error {
 	if err := j.lease.Renew(ctx, j.session.conn); err != nil {
 		return err
 	}
-	progress := j.tick()
+	now := j.meter.read(time.Now())
 	var wish string
-	if err := j.session.conn.QueryRow(ctx, `update refold.rebuild set progress = $2, updated = clock_timestamp() where id = $1 returning coalesce(wish, '')`,
-		j.id, mustJSON(progress)).Scan(&wish); err != nil {
+	if err := j.session.conn.QueryRow(ctx, `update refold.rebuild set progress = case when coalesce((progress->>'done')::bigint, 0) <= $3 then $2 else progress end,
+		updated = clock_timestamp() where id = $1 returning coalesce(wish, '')`, j.id, mustJSON(now), now.Done).Scan(&wish); err != nil {
 		return fmt.Errorf("writing the progress down: %w", err)
 	}
+	j.tell(now)
 	switch wish {
 	case "cancel":
 		cancel(ErrCancelled)
