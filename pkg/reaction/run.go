@@ -190,7 +190,7 @@ func (w *worker) round(ctx context.Context, heads []int64) (more bool, err error
 	var all errgroup.Group
 	all.SetLimit(w.cfg.Workers)
 	for slot, head := range heads {
-		if head == w.progress[slot].seq || w.stopped[slot] { // nobody else looks now
+		if head == w.progress[slot].seq || w.isStopped(slot) { // a slot's progress is moved by its own worker only
 			continue
 		}
 		more = true
@@ -238,6 +238,12 @@ func (w *worker) stop(slot int, at place) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.stopped[slot] = true
+}
+
+func (w *worker) isStopped(slot int) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.stopped[slot]
 }
 
 func (w *worker) isParked(stream string) bool {
