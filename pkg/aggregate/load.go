@@ -17,7 +17,7 @@ const pageSize = 1000
 func (r *Repository[A]) load(ctx context.Context, category eventstore.Category, id string) (*A, error) {
 	snap, events, err := r.rt.snapshots.Load(ctx, category, id, r.codec.fingerprint, pageSize)
 	if err != nil {
-		return nil, err
+		return nil, eventstore.AsUnavailable(err)
 	}
 	a := r.codec.New(id)
 	if snap.Version > 0 {
@@ -39,7 +39,7 @@ func (r *Repository[A]) replayUpTo(ctx context.Context, category eventstore.Cate
 	a := r.codec.New(id)
 	events, err := r.rt.reader.StreamEvents(ctx, category, id, 0, pageSize, false)
 	if err != nil {
-		return nil, err
+		return nil, eventstore.AsUnavailable(err)
 	}
 	return a, r.foldOn(ctx, category, a, events, past)
 }
@@ -61,7 +61,7 @@ func (r *Repository[A]) foldOn(ctx context.Context, category eventstore.Category
 		}
 		var err error
 		if events, err = r.rt.reader.StreamEvents(ctx, category, root.id, root.version, pageSize, false); err != nil {
-			return err
+			return eventstore.AsUnavailable(err)
 		}
 	}
 }
@@ -73,7 +73,7 @@ func (r *Repository[A]) fold(ctx context.Context, a *A, e *event.Event) error {
 	}
 	writer, err := r.rt.deps.Schemas.SchemaByID(ctx, id)
 	if err != nil {
-		return err
+		return eventstore.AsUnavailable(err)
 	}
 	return r.codec.Apply(a, e, writer)
 }
@@ -121,7 +121,7 @@ func (r *Repository[A]) At(ctx context.Context, id string, when Moment) (View, e
 		} else if err == nil {
 			err = &UnknownVersion{Category: category.Name, ID: id, Actual: actual}
 		}
-		return View{}, err
+		return View{}, eventstore.AsUnavailable(err)
 	}
 	state, err := r.codec.State(a)
 	return View{Category: category.Name, ID: id, Version: root.version, Recorded: root.recorded, State: state}, err
@@ -131,7 +131,7 @@ func (r *Repository[A]) At(ctx context.Context, id string, when Moment) (View, e
 func (r *Repository[A]) loadAt(ctx context.Context, category eventstore.Category, id string, when Moment) (*A, error) {
 	snap, events, err := r.rt.snapshots.Load(ctx, category, id, r.codec.fingerprint, pageSize)
 	if err != nil {
-		return nil, err
+		return nil, eventstore.AsUnavailable(err)
 	}
 	if snap.Version == 0 || when.past(&event.Event{Version: snap.Version, Recorded: snap.Recorded}) {
 		return r.replayUpTo(ctx, category, id, when.past)
@@ -169,7 +169,7 @@ func (r *Repository[A]) Replay(ctx context.Context, id string, after int64, visi
 	for {
 		events, err := r.rt.reader.StreamEvents(ctx, category, id, r.codec.Root(a).version, pageSize, false)
 		if err != nil {
-			return err
+			return eventstore.AsUnavailable(err)
 		}
 		for i := range events {
 			if err := r.fold(ctx, a, &events[i]); err != nil {

@@ -82,7 +82,8 @@ func (r *Repository[A]) Load(ctx context.Context, id string) (*A, error) {
 //
 // Errors: what f returned, such as a [*Broken]; [*Missing]; [*Conflict] when
 // races were lost too often or the version is not that of [WithVersion];
-// [*ClaimTaken]; [eventstore.ErrUnavailable]: nothing happened.
+// [*ClaimTaken]; [eventstore.ErrUnavailable]: the database was not to be had and
+// nothing happened.
 // [eventstore.ErrOutcomeUnknown]: it may have happened; call again with the same
 // [WithCommandID].
 func (r *Repository[A]) Execute(ctx context.Context, id string, f func(*A) error, options ...Option) (*Result, error) {
@@ -266,7 +267,7 @@ func (c *call[A]) checkFresh(ctx context.Context, root *Root) error {
 	if err == nil && version != root.version {
 		err = errStale
 	}
-	return err
+	return eventstore.AsUnavailable(err)
 }
 
 func (c *call[A]) append(ctx context.Context, write eventstore.Append) (*eventstore.Result, error) {

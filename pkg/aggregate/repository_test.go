@@ -2,13 +2,16 @@ package aggregate_test
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/stretchr/testify/require"
 
 	"github.com/refoldhq/refold/pkg/aggregate"
@@ -351,4 +354,44 @@ func TestWaitingForAnAggregateEndsWithTheContext(t *testing.T) {
 	close(leave)
 	_, err = w.accounts.Execute(ctx, "a", (*user.Account).Activate)
 	require.NoError(t, err)
+}
+
+// Callers that talk to other servers too, such as reactions, must be able to tell
+// whose absence an error is.
+func TestTheAbsenceOfTheDatabaseIsMarkedAndOtherErrorsAreNot(t *testing.T) {
+	t.Parallel()
+	w := setup(t)
+	_, err := w.accounts.Create(ctx, "a", create("a@example.com"))
+	require.NoError(t, err)
+	_, err = w.accounts.Execute(ctx, "a", func(*user.Account) error { return io.EOF })
+	require.ErrorIs(t, err, io.EOF)
+	require.NotErrorIs(t, err, eventstore.ErrUnavailable)
+
+	deps := w.forAnother()
+	deps.Pool, err = pgxpool.New(ctx, "postgres://127.0.0.1:1/nowhere")
+	require.NoError(t, err)
+	t.Cleanup(deps.Pool.Close)
+	away, err := aggregate.NewRuntime(aggregate.Config{}, deps)
+	require.NoError(t, err)
+	accounts, err := aggregate.Open(away, user.Define())
+	require.NoError(t, err)
+	activate := (*user.Account).Activate
+	for name, call := range map[string]func() error{
+		"load":    func() error { _, err := accounts.Load(ctx, "a"); return err },
+		"at":      func() error { _, err := accounts.At(ctx, "a", aggregate.Moment{Version: 1}); return err },
+		"execute": func() error { _, err := accounts.Execute(ctx, "a", activate); return err },
+		"with key": func() error {
+			_, err := accounts.Execute(ctx, "a", activate, aggregate.WithCommandID("k", ""))
+			return err
+		},
+		"replay": func() error {
+			return accounts.Replay(ctx, "a", 0, func(*event.Event, json.RawMessage) error { return nil })
+		},
+		"together": func() error {
+			_, err := away.Together(ctx, func(u *aggregate.Unit) error { _, err := accounts.In(u, "a"); return err })
+			return err
+		},
+	} {
+		require.ErrorIs(t, call(), eventstore.ErrUnavailable, name)
+	}
 }

@@ -235,7 +235,7 @@ func (rt *Runtime) replay(ctx context.Context, o *order, hash []byte) (*eventsto
 	case errors.Is(err, eventstore.ErrNoOutcome):
 		return nil, nil
 	case err != nil:
-		return nil, err
+		return nil, eventstore.AsUnavailable(err)
 	case !bytes.Equal(outcome.Hash, hash):
 		return nil, eventstore.ErrKeyReused
 	}

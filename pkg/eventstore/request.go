@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"github.com/refoldhq/refold/pkg/event"
+	"github.com/refoldhq/refold/pkg/postgres"
 )
 
 // Request is appends to one or several streams that take effect together.
@@ -193,6 +194,16 @@ var (
 	ErrOutcomeUnknown  = errors.New("the outcome is not known; ask again with the same key or event ids")
 	ErrInternal        = errors.New("the event store has failed; nothing happened")
 )
+
+// AsUnavailable marks what time mends about a read with [ErrUnavailable], so that
+// a caller can tell it from the errors of other servers that it talks to. Other
+// errors, and nil, stay as they are.
+func AsUnavailable(err error) error {
+	if !postgres.Transient(err) || errors.Is(err, ErrUnavailable) {
+		return err
+	}
+	return fmt.Errorf("%w: %w", ErrUnavailable, err)
+}
 
 // request is a checked Request.
 type request struct {

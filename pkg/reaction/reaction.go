@@ -57,7 +57,8 @@ type Config struct {
 	// FromStart has the first start handle all of the log.
 	FromStart bool
 	// Attempts is how often a function is called for an event before the stream is
-	// parked; 8. Failures of the database do not count: they are waited for.
+	// parked; 8. While refold's database is away calls do not count: they are waited
+	// for.
 	Attempts int
 	// Backoff is the pause before the second attempt; it doubles, up to 30 s. 50 ms.
 	Backoff time.Duration
@@ -137,7 +138,10 @@ func (c *Consumer) fail(err error) { c.failures = append(c.failures, err) }
 //
 // An error has the function called again, after a pause. A broken rule, a missing
 // aggregate and what [Permanent] wraps do not change by that, so they park the
-// stream at once; a function for which a refusal is an answer returns nil.
+// stream at once; a function for which a refusal is an answer returns nil. Calls of
+// refold say [eventstore.ErrUnavailable] or [eventstore.ErrOutcomeUnknown] while the
+// database is away: a function that wraps these has them waited for. Any other
+// error, also of another database or of the network, is the function's own.
 func On[E any](c *Consumer, react func(ctx context.Context, e Event[E]) error) {
 	t := reflect.TypeFor[E]()
 	if c.contract == nil {
@@ -198,7 +202,7 @@ func (c *Consumer) handle(ctx context.Context, e *event.Event) (err error) {
 	}
 	writer, err := c.deps.Schemas.SchemaByID(ctx, id)
 	if err != nil {
-		return err
+		return eventstore.AsUnavailable(err)
 	}
 	defer func() {
 		if p := recover(); p != nil {

@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -15,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/stretchr/testify/require"
@@ -291,6 +294,57 @@ func TestAnEventThatCannotBeHandledParksItsStreamAlone(t *testing.T) {
 	require.NoError(t, reaction.Skip(context.Background(), w.pool, "activator", "User", "refused", "not wanted"))
 	w.awaitParked(t, 0)
 	require.Len(t, w.types(t, "refused"), 2)
+}
+
+// Servers that a function talks to are not refold's database: while they are away
+// attempts are counted, and other streams, of the same slot too, go on.
+func TestANetworkErrorOfTheFunctionIsNotTakenForTheDatabasesAbsence(t *testing.T) {
+	t.Parallel()
+	for name, away := range map[string]error{
+		"refused":          fmt.Errorf("sending the mail: %w", &net.OpError{Op: "dial", Net: "tcp", Err: syscall.ECONNREFUSED}),
+		"EOF":              io.EOF,
+		"another database": &pgconn.PgError{Code: "57P01"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := setup(t)
+			neighbour := "b"
+			for w.category.SlotOf(neighbour) != w.category.SlotOf("a") {
+				neighbour += "b"
+			}
+			run(t, w.activator(reaction.Config{FromStart: true, Attempts: 3}, func(_, stream string) error {
+				if stream == "a" {
+					return away
+				}
+				return nil
+			}))
+			w.create(t, "a")
+			w.create(t, neighbour)
+			parked := w.awaitParked(t, 1)
+			require.Equal(t, "a", parked[0].Stream)
+			require.Equal(t, 3, parked[0].Attempts)
+			w.await(t, neighbour, "UserCreated", "UserActivated")
+		})
+	}
+}
+
+// What refold's own calls say of its database is waited for, however often.
+func TestTheDatabasesAbsenceIsWaitedFor(t *testing.T) {
+	t.Parallel()
+	w := setup(t)
+	var mu sync.Mutex
+	calls := 0
+	run(t, w.activator(reaction.Config{FromStart: true, Attempts: 2}, func(string, string) error {
+		mu.Lock()
+		defer mu.Unlock()
+		if calls++; calls <= 5 {
+			return fmt.Errorf("reading: %w", eventstore.AsUnavailable(&net.OpError{Op: "dial", Err: syscall.ECONNREFUSED}))
+		}
+		return nil
+	}))
+	w.create(t, "a")
+	w.await(t, "a", "UserCreated", "UserActivated")
+	w.awaitParked(t, 0)
 }
 
 // After a failover that has lost handled events, other events stand under their

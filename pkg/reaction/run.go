@@ -279,6 +279,9 @@ const (
 	final              // none
 )
 
+// classify waits for what refold's own calls have marked as the absence of its
+// database, and for nothing else: a mail server that refuses connections must not
+// hold all streams.
 func classify(err error) class {
 	var p permanent
 	var broken *aggregate.Broken
@@ -288,7 +291,7 @@ func classify(err error) class {
 	switch {
 	case errors.As(err, &p), errors.As(err, &broken), errors.As(err, &missing), errors.As(err, &exists), errors.As(err, &taken), errors.Is(err, eventstore.ErrKeyReused):
 		return final
-	case errors.Is(err, eventstore.ErrUnavailable), errors.Is(err, eventstore.ErrOutcomeUnknown), postgres.Transient(err):
+	case errors.Is(err, eventstore.ErrUnavailable), errors.Is(err, eventstore.ErrOutcomeUnknown):
 		return waits
 	default:
 		return again
