@@ -17,10 +17,11 @@ type EventType struct {
 	Versions []*Schema
 
 	level    Level
-	upcasts  []upcast         // from version i+1 to i+2; nil: Avro's resolution
-	numbers  map[[32]byte]int // versions by fingerprint
-	upgrades sync.Map         // *Schema of a writer to *Upgrade
-	ways     map[int][]step   // of every version but the newest
+	upcasts  []upcast          // from version i+1 to i+2; nil: Avro's resolution
+	numbers  map[[32]byte]int  // versions by fingerprint
+	upgrades sync.Map          // *Schema of a writer to *Upgrade
+	ways     map[int][]step    // of every version but the newest
+	origins  map[string]string // of the newest version's fields, by path
 }
 
 // step is a part of the way from an old version to the newest.
@@ -41,7 +42,7 @@ type step struct {
 // All that is wrong is reported together.
 func NewEventType(category, name string, level Level, versions []*Schema, upcasters ...Upcaster) (*EventType, error) {
 	t := &EventType{Category: category, Name: name, Former: formerNames(name, versions), Versions: versions, level: level, upcasts: make([]upcast, len(versions)),
-		numbers: make(map[[32]byte]int), ways: make(map[int][]step)}
+		numbers: make(map[[32]byte]int), ways: make(map[int][]step), origins: originsOf(versions)}
 	var failures []error
 	for i, schema := range versions {
 		fingerprint := schema.Fingerprint()

@@ -135,6 +135,9 @@ type Field struct {
 	aliases []string
 }
 
+// Former returns the names that the field's aliases give it.
+func (f Field) Former() []string { return f.aliases }
+
 // Type is what compilers of projections need to know about a type.
 type Type struct {
 	// Kind is never Union: a union with null is its other branch, Nullable; a

@@ -148,11 +148,15 @@ func (c *compiler) value(t *avro.EventType, path []string, at place) (source, av
 	return source{kind: fromField, index: i}, typ, nil
 }
 
-// words name what a source gives: a field by its present name, whatever a
+// origin names an event type in words: as it was named first, so that a plan is
+// the same before and after a rename.
+func origin(t *avro.EventType) string { return t.Category + "/" + t.Origin() }
+
+// words name what a source gives: a field as it was named first, whatever a
 // definition calls it.
 func (c *compiler) words(t *avro.EventType, s source, path []string) string {
 	if p := c.program(t); s.kind == fromField && s.index < len(p.paths) {
-		path = p.paths[s.index]
+		return t.OriginOf(p.paths[s.index]...)
 	}
 	return strings.Join(path, ".")
 }
@@ -284,7 +288,7 @@ func (c *compiler) collectRemove() error {
 			p := c.program(t)
 			p.removes = append(p.removes, when)
 			p.always = p.always || when == none
-			words := t.Category + "/" + t.Name
+			words := origin(t)
 			if r.when != nil {
 				words += " when " + r.when.text
 			}

@@ -151,7 +151,7 @@ func (c *compiler) valueField(f *fieldDef, s scope, i int) (valueType, error) {
 		if err := c.merge(f, u.def, o.kind, s, col); err != nil {
 			return t.typ, err
 		}
-		col.how = append(col.how, u.event.Category+"/"+u.event.Name+": "+words)
+		col.how = append(col.how, origin(u.event)+": "+words)
 		if err := s.emit(u.event, o); err != nil {
 			return t.typ, err
 		}
@@ -441,7 +441,7 @@ func (c *compiler) children(f *fieldDef, s scope) (Field, error) {
 		if !drop {
 			ops[t] = len(p.ops) - 1
 		}
-		how = append(how, t.Category+"/"+t.Name+": by "+operand.words)
+		how = append(how, origin(t)+": by "+operand.words)
 		return &p.ops[len(p.ops)-1], nil
 	}
 	inside := scope{columns: &child.columns, child: true, emit: func(t *avro.EventType, o op) error {
@@ -471,7 +471,7 @@ func (c *compiler) children(f *fieldDef, s scope) (Field, error) {
 			if o.when, err = c.condition(t, r); err != nil {
 				return Field{}, err
 			}
-			how = append(how, t.Category+"/"+t.Name+": remove "+fmt.Sprint(r.when != nil, whenText(r)))
+			how = append(how, origin(t)+": remove "+fmt.Sprint(r.when != nil, whenText(r)))
 		}
 	}
 	child.columns[child.key].typ = keys.typ
@@ -499,7 +499,7 @@ func (c *compiler) children(f *fieldDef, s scope) (Field, error) {
 			}
 			p := c.program(t)
 			p.ops = append(p.ops, op{column: i, typ: typ, kind: opEmpty, when: when})
-			how = append(how, t.Category+"/"+t.Name+": clear "+whenText(o.ref))
+			how = append(how, origin(t)+": clear "+whenText(o.ref))
 		}
 	}
 	col := &(*s.columns)[i]

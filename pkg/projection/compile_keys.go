@@ -106,7 +106,7 @@ func (c *compiler) keyPart(et *avro.EventType, r ref) (source, valueType, error)
 	if typ.kind == avro.JSON {
 		return source{}, typ, c.d.errorf(r.at, "a key cannot be made of %s, which is of the type %s", strings.Join(r.path, "."), typ)
 	}
-	c.keyed = append(c.keyed, et.Category+"/"+et.Name+": by "+o.words)
+	c.keyed = append(c.keyed, origin(et)+": by "+o.words)
 	return o.source, typ, nil
 }
 

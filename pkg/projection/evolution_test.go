@@ -90,6 +90,22 @@ func TestADefinitionOutlivesNewNamesOfTypesAndFields(t *testing.T) {
 	require.JSONEq(t, `{"payer":"Cher","sum":7.5,"type":"PaymentReceived"}`, rowOf(t, written, third))
 }
 
+// The catalogue keeps the hash of the plan that a version was made by, under the
+// names of then: another one would stop the version until it is rebuilt.
+func TestAPlanIsTheSameBeforeAndAfterARename(t *testing.T) {
+	t.Parallel()
+	before, after := generation(t, 2), generation(t, 3)
+	for what, text := range map[string]string{
+		"fields":   "fields:\n  payer: {from: [Paid]}\n  sum: {add: Paid.amount}\n  big: {count: {event: Paid, when: amount > 9.0}}\n  own: {count: {event: Paid, when: payer == \"Ada\"}}\nremove: [{event: Paid, when: amount < 0.0}]\n",
+		"key":      "key: payer\nfields:\n  payer: {key: true}\n  n: {count: Paid}\n",
+		"children": "fields:\n  payers:\n    children:\n      key: payer\n      fields:\n        last: {from: [Paid.currency]}\n",
+		"maps":     "fields:\n  currencies: {put: {event: Paid, key: payer, value: currency}}\n",
+	} {
+		text = "projection: payments\ncategory: Payment\n" + text
+		require.Equal(t, compileText(t, before, text).Hash(), compileText(t, after, text).Hash(), what)
+	}
+}
+
 func TestAFoldSeesUpcastDataOnly(t *testing.T) {
 	t.Parallel()
 	contracts := generation(t, 4)

@@ -79,17 +79,29 @@ func environment(schema *avro.Schema) (*cel.Env, error) {
 		t := avro.Type{Kind: specials[special].typ, Nullable: special == "$actor"}
 		options = append(options, cel.Variable(name, celType(t)))
 	}
+	declared := map[string]bool{"key": true}
+	for name := range eventNames {
+		declared[name] = true
+	}
 	var declare func(prefix string, fields []avro.Field)
+	one := func(name string, t avro.Type) {
+		if declared[name] {
+			return
+		}
+		declared[name] = true
+		if t.Kind == avro.Record {
+			declare(name+".", t.Fields)
+		} else if t := celType(t); t != nil {
+			options = append(options, cel.Variable(name, t))
+		}
+	}
 	declare = func(prefix string, fields []avro.Field) {
 		for _, f := range fields {
-			name := prefix + f.Name
-			if _, taken := eventNames[name]; taken || name == "key" {
-				continue
-			}
-			if f.Type.Kind == avro.Record {
-				declare(name+".", f.Type.Fields)
-			} else if t := celType(f.Type); t != nil {
-				options = append(options, cel.Variable(name, t))
+			one(prefix+f.Name, f.Type)
+		}
+		for _, f := range fields { // expressions outlive new names, too
+			for _, former := range f.Former() {
+				one(prefix+former, f.Type)
 			}
 		}
 	}
