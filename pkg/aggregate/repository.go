@@ -200,8 +200,9 @@ type call[A any] struct {
 // errStale says that the cache was behind the log.
 var errStale = errors.New("the cached aggregate is stale")
 
-// attempt runs the function once and stores what it raised. Unless all went well
-// the cache loses the aggregate.
+// attempt runs the function once and stores what it raised. The cache keeps the
+// aggregate if the function has not run or its events were stored, and else loses
+// it: a function that refuses, or raises nothing, may have written into the state.
 func (c *call[A]) attempt(ctx context.Context) (*Result, error) {
 	r, id := c.repository, c.slot.id
 	if first, err := r.rt.replay(ctx, c.order, c.hash); first != nil || err != nil {
@@ -219,14 +220,18 @@ func (c *call[A]) attempt(ctx context.Context) (*Result, error) {
 	a, held := c.slot.live, c.slot.held
 	c.slot.live = nil // until it is known to be what the log has; f may panic
 	root := r.codec.Root(a)
-	err := c.judge(a, root)
+	refused := c.check(root)
+	err := refused
+	if err == nil {
+		err = c.f(a)
+	}
 	if err != nil || len(root.pending) == 0 {
 		if warm {
 			if err := c.checkFresh(ctx, root); err != nil {
 				return nil, err
 			}
 		}
-		if len(root.pending) == 0 {
+		if refused != nil {
 			c.slot.live = a
 		}
 		if err != nil {
@@ -250,14 +255,15 @@ func (c *call[A]) attempt(ctx context.Context) (*Result, error) {
 	return resultOf(c.category.Name, id, result), nil
 }
 
-func (c *call[A]) judge(a *A, root *Root) error {
+// check compares the aggregate with what the call asks for.
+func (c *call[A]) check(root *Root) error {
 	if err := c.expect.check(c.category.Name, root); err != nil {
 		return err
 	}
 	if want := c.order.expected; want >= 0 && root.version != want {
 		return &Conflict{Category: c.category.Name, ID: root.id, Expected: want, Actual: root.version}
 	}
-	return c.f(a)
+	return nil
 }
 
 // checkFresh returns errStale if the log has events that the aggregate has not:

@@ -249,6 +249,22 @@ func TestUnderACauseEachCallIsDoneOnceHoweverOftenItIsRepeated(t *testing.T) {
 	require.Equal(t, "event-1", events[0].Metadata.CausationID)
 }
 
+// What a command wrote into the state without an event must not be there for the
+// next one, which would be allowed what the log does not allow.
+func TestACommandThatWritesIntoTheStateLeavesNothingBehind(t *testing.T) {
+	t.Parallel()
+	w := setup(t)
+	_, err := w.accounts.Create(ctx, "a", create("a@example.com"))
+	require.NoError(t, err)
+	refusal := errors.New("no")
+	for name, answer := range map[string]error{"refused": refusal, "without events": nil} {
+		_, err = w.accounts.Execute(ctx, "a", func(a *user.Account) error { a.Active = true; return answer })
+		require.Equal(t, answer, err, name)
+		_, err = w.accounts.Execute(ctx, "a", logIn(true))
+		require.ErrorIs(t, err, user.ErrInactive, name)
+	}
+}
+
 func TestSeveralAggregatesChangeTogetherOrNotAtAll(t *testing.T) {
 	t.Parallel()
 	w := setup(t)

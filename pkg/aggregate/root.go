@@ -24,9 +24,11 @@
 //		return nil
 //	}
 //
-// State is changed by Apply methods and by nothing else: what a command writes
-// into a field without an event is lost, and package refoldtest finds it. All
-// fields of the state are exported, for it travels as JSON in snapshots.
+// State is changed by Apply methods and by nothing else. What a command writes into
+// a field without an event is lost: at once if it fails or raises nothing, and else
+// when the aggregate is next loaded, which may be much later, so that its claims
+// and later commands may see it until then. Package refoldtest finds it. All fields
+// of the state are exported, for it travels as JSON in snapshots.
 //
 // # Running commands
 //
@@ -36,8 +38,8 @@
 // in between is a lost race: the function is run again on the fresh state.
 // Aggregates stay warm in a cache. An append from the cache is judged by its
 // expected version like any other, and a refusal or an answer without events is
-// given only after a look at the log has shown that the state was fresh: so the
-// cache changes no answer.
+// given only after a look at the log has shown that the state was fresh, and the
+// state that it was given on is dropped: so the cache changes no answer.
 package aggregate
 
 import (
