@@ -18,7 +18,7 @@ type metrics struct {
 func newMetrics(reg prometheus.Registerer) *metrics {
 	m := &metrics{
 		commands: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "refold_commands_total",
-			Help: "Calls that ran a function on an aggregate, by outcome."}, []string{"category", "outcome"}),
+			Help: "Calls that ran a function on an aggregate, by outcome; one on several aggregates counts once for each category."}, []string{"category", "outcome"}),
 		snapshots: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "refold_snapshots_total",
 			Help: "Snapshots, by outcome: written, failed, or unreadable when one was loaded."}, []string{"outcome"}),
 	}

@@ -6,9 +6,11 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/stretchr/testify/require"
 
 	"github.com/refoldhq/refold/pkg/aggregate"
+	"github.com/refoldhq/refold/pkg/devstack"
 	"github.com/refoldhq/refold/pkg/event"
 	"github.com/refoldhq/refold/pkg/eventstore"
 	"github.com/refoldhq/refold/schemas/user"
@@ -214,4 +216,61 @@ func TestAnotherStateTypeOrRevisionIgnoresSnapshotsAndSweepsThemLater(t *testing
 	var n int
 	require.NoError(t, w.pool.QueryRow(ctx, `select count(*) from refold.snapshot`).Scan(&n))
 	require.Equal(t, 1, n)
+}
+
+// An aggregate that is changed together with others only has snapshots too, and
+// the call is counted.
+func TestSnapshotsAreWrittenOfAggregatesThatChangeTogether(t *testing.T) {
+	t.Parallel()
+	w := open(t, devstack.MigratedDatabase(t), aggregate.Config{Snapshots: aggregate.Policy{Events: 10}})
+	ids := []string{"a", "b"}
+	change := func(n int, join func(*aggregate.Unit, string) (*user.Account, error), f func(a *user.Account, email string) error) error {
+		_, err := w.runtime.Together(ctx, func(u *aggregate.Unit) error {
+			for _, id := range ids {
+				a, err := join(u, id)
+				if err != nil {
+					return err
+				}
+				if err := f(a, fmt.Sprintf("%s%d@example.com", id, n)); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		return err
+	}
+	changed := func(a *user.Account, email string) error { return a.ChangeEmail(user.ChangeEmail{Email: email}) }
+	require.Error(t, change(0, w.accounts.In, changed), "there is none")
+	require.NoError(t, change(0, w.accounts.NewIn, func(a *user.Account, email string) error { return a.Create(user.Create{Email: email}) }))
+	for n := range 11 {
+		require.NoError(t, change(n+1, w.accounts.In, changed))
+	}
+	for _, id := range ids {
+		require.Eventually(t, func() bool { snap, _ := w.read(t, id); return snap.Version >= 10 }, 60*time.Second, 10*time.Millisecond)
+	}
+	verified, err := w.accounts.VerifySnapshots(ctx)
+	require.NoError(t, err)
+	require.Equal(t, 2, verified)
+	require.Equal(t, map[string]float64{"missing": 1, "ok": 12}, w.commands(t))
+}
+
+// commands returns how many calls were counted, by outcome.
+func (w *writer) commands(t testing.TB) map[string]float64 {
+	t.Helper()
+	families, err := w.deps.Metrics.(prometheus.Gatherer).Gather()
+	require.NoError(t, err)
+	counts := make(map[string]float64)
+	for _, f := range families {
+		if f.GetName() != "refold_commands_total" {
+			continue
+		}
+		for _, m := range f.GetMetric() {
+			for _, l := range m.GetLabel() {
+				if l.GetName() == "outcome" {
+					counts[l.GetValue()] += m.GetCounter().GetValue()
+				}
+			}
+		}
+	}
+	return counts
 }

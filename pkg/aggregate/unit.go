@@ -12,9 +12,10 @@ import (
 // Unit is a change of several aggregates that takes effect as one. It is good
 // within the function of [Runtime.Together] and not safe for concurrent use.
 type Unit struct {
-	ctx     context.Context // that of Together, so that In need not repeat it
-	rt      *Runtime
-	members []member
+	ctx        context.Context // that of Together, so that In need not repeat it
+	rt         *Runtime
+	members    []member // of this attempt
+	categories []string // that were asked for in any attempt, each once
 }
 
 // member is one aggregate of a unit.
@@ -22,8 +23,8 @@ type member interface {
 	is(category, id string) bool
 	// request returns what is to be appended, and false if nothing was raised.
 	request() (eventstore.Append, bool, error)
-	// done notes that it was stored.
-	done()
+	// stored notes what was appended, all of it.
+	stored(request *eventstore.Request, result *eventstore.Result)
 }
 
 type memberOf[A any] struct {
@@ -44,7 +45,17 @@ func (m *memberOf[A]) request() (eventstore.Append, bool, error) {
 	return write, true, err
 }
 
-func (m *memberOf[A]) done() { m.repository.cache.forget(m.repository.codec.Root(m.a).id) }
+// stored asks for a snapshot, and drops the aggregate that is warm: it is older.
+func (m *memberOf[A]) stored(request *eventstore.Request, result *eventstore.Result) {
+	root := m.repository.codec.Root(m.a)
+	m.repository.cache.forget(root.id)
+	for i := range request.Appends {
+		if a := &request.Appends[i]; m.is(a.Category, a.Stream) {
+			root.stored(a, &result.Appends[i])
+			m.repository.maybeSnapshot(root.id, root)
+		}
+	}
+}
 
 // In returns an aggregate that exists, as part of a unit; else [*Missing]. Asked
 // for twice it is the same.
@@ -59,6 +70,7 @@ func (r *Repository[A]) join(u *Unit, id string, expect existence) (*A, error) {
 	if err != nil {
 		return nil, err
 	}
+	u.names(category.Name)
 	for _, m := range u.members {
 		if m.is(category.Name, id) {
 			return m.(*memberOf[A]).a, nil
@@ -75,6 +87,26 @@ func (r *Repository[A]) join(u *Unit, id string, expect existence) (*A, error) {
 	return a, nil
 }
 
+// names notes a category.
+func (u *Unit) names(category string) {
+	if !slices.Contains(u.categories, category) {
+		u.categories = append(u.categories, category)
+	}
+}
+
+// count counts the call once for each category: of the aggregates that f took, or
+// of those that were changed when the call was first made.
+func (u *Unit) count(result *eventstore.Result, err error) {
+	if result != nil {
+		for i := range result.Appends {
+			u.names(result.Appends[i].Category)
+		}
+	}
+	for _, category := range u.categories {
+		u.rt.metrics.count(category, err)
+	}
+}
+
 // Together runs f and stores what it raised on all aggregates that it took from
 // repositories by In and NewIn, in one append: all of it or nothing. Like
 // [Repository.Execute] it runs f again when a race is lost. The result is nil
@@ -82,10 +114,12 @@ func (r *Repository[A]) join(u *Unit, id string, expect existence) (*A, error) {
 //
 // Not promised: that an aggregate on which nothing was raised is still as f saw
 // it when the others are stored.
-func (rt *Runtime) Together(ctx context.Context, f func(*Unit) error, options ...Option) (*eventstore.Result, error) {
+func (rt *Runtime) Together(ctx context.Context, f func(*Unit) error, options ...Option) (result *eventstore.Result, err error) {
 	o := rt.order(ctx, options)
+	u := &Unit{ctx: ctx, rt: rt}
+	defer func() { u.count(result, err) }()
 	for attempt := 1; ; attempt++ {
-		result, err := rt.together(ctx, o, f)
+		result, err := u.attempt(o, f)
 		var lost *eventstore.VersionConflict
 		switch {
 		case !errors.As(err, &lost):
@@ -100,12 +134,14 @@ func (rt *Runtime) Together(ctx context.Context, f func(*Unit) error, options ..
 	}
 }
 
-func (rt *Runtime) together(ctx context.Context, o *order, f func(*Unit) error) (*eventstore.Result, error) {
+// attempt runs f once and stores what it raised.
+func (u *Unit) attempt(o *order, f func(*Unit) error) (*eventstore.Result, error) {
+	rt, ctx := u.rt, u.ctx
 	sum := sha256.Sum256([]byte("together\n" + o.label))
 	if first, err := rt.replay(ctx, o, sum[:]); first != nil || err != nil {
 		return first, err
 	}
-	u := &Unit{ctx: ctx, rt: rt}
+	u.members = nil
 	if err := f(u); err != nil {
 		return nil, err
 	}
@@ -135,8 +171,10 @@ func (rt *Runtime) together(ctx context.Context, o *order, f func(*Unit) error) 
 	if err != nil {
 		return nil, err
 	}
-	for _, m := range u.members {
-		m.done()
+	if !result.Replayed {
+		for _, m := range u.members {
+			m.stored(request, result)
+		}
 	}
 	return result, nil
 }
