@@ -260,17 +260,20 @@ func (h handler) register(r *http.Request) (any, error) {
 }
 
 // compatible says whether the subject's level allows the schema of the body beside
-// one version, or as the next version of the subject.
+// one version, or as the next version of the subject. A subject that does not
+// exist has nothing that a schema could break, unless a version of it is named by
+// its number.
 func (h handler) compatible(r *http.Request) (any, error) {
 	schema, err := read(r)
 	if err != nil {
 		return nil, err
 	}
 	list, err := h.registry.Versions(r.Context(), r.PathValue("subject"))
-	if err != nil {
+	unknown, version := errors.Is(err, ErrUnknownSubject), r.PathValue("version")
+	if err != nil && !unknown {
 		return nil, err
 	}
-	if r.PathValue("version") != "" {
+	if version != "" && !(unknown && (version == "latest" || version == "-1")) {
 		one, err := h.lookup(r)
 		if err != nil {
 			return nil, err

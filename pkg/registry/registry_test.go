@@ -1,8 +1,13 @@
 package registry_test
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
+	"net/http"
 	"net/http/httptest"
 	"sync"
 	"testing"
@@ -160,6 +165,31 @@ func TestErrorsHaveConfluentsCodes(t *testing.T) {
 	for _, result := range client.Mode(ctx) {
 		require.NoError(t, result.Err)
 		require.Equal(t, sr.ModeReadWrite, result.Mode)
+	}
+}
+
+func TestAnySchemaIsCompatibleWithASubjectThatDoesNotExist(t *testing.T) {
+	t.Parallel()
+	server := httptest.NewServer(registry.Handler(registry.New(devstack.MigratedDatabase(t))))
+	t.Cleanup(server.Close)
+	for version, want := range map[string]struct {
+		status int
+		body   string
+	}{
+		"/versions":                     {200, `{"is_compatible": true}`},
+		"/versions?verbose=true":        {200, `{"is_compatible": true, "messages": []}`},
+		"/versions/latest":              {200, `{"is_compatible": true}`},
+		"/versions/latest?verbose=true": {200, `{"is_compatible": true, "messages": []}`},
+		"/versions/1":                   {404, `{"error_code": 40401, "message": "Subject not found."}`},
+	} {
+		body, err := json.Marshal(map[string]string{"schema": v1})
+		require.NoError(t, err)
+		answer, err := http.Post(server.URL+"/compatibility/subjects/nobody"+version, "application/json", bytes.NewReader(body)) //nolint:noctx // it is a test's own server
+		require.NoError(t, err)
+		got, err := io.ReadAll(answer.Body)
+		require.NoError(t, errors.Join(err, answer.Body.Close()))
+		require.Equal(t, want.status, answer.StatusCode, version)
+		require.JSONEq(t, want.body, string(got), version)
 	}
 }
 
