@@ -122,10 +122,14 @@ func (w *worker) checkPlan(ctx context.Context) error {
 	if err := w.conn.QueryRow(ctx, `select coalesce(next_plan, plan) from refold.projection_version where projection = $1 and version = $2`, v.Projection, v.Number).Scan(&plan); err != nil {
 		return fmt.Errorf("reading the plan of %s version %d: %w", v.Projection, v.Number, err)
 	}
-	if plan != w.feed.Plan.Hash() {
-		return fmt.Errorf("%w: %s version %d", errPlan, v.Projection, v.Number)
+	switch plan {
+	case w.feed.Plan.Hash():
+		return nil
+	case v.PlanHash: // nobody has changed it: the contracts are others than when the version was made
+		return &standing{fmt.Sprintf("%s version %d holds rows of another plan (%s) than its definition makes with these contracts (%s): `rebuild run %s` makes a version that can be fed",
+			v.Projection, v.Number, plan, w.feed.Plan.Hash(), v.Projection)}
 	}
-	return nil
+	return fmt.Errorf("%w: %s version %d", errPlan, v.Projection, v.Number)
 }
 
 // lacking returns, while the version is being completed, which of the rows are

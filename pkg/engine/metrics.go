@@ -1,6 +1,10 @@
 package engine
 
 import (
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -80,6 +84,22 @@ func (e *Engine) collect() {
 	e.metrics.parkedStreams.set(parked)
 	e.metrics.stoppedSlots.set(slots)
 	e.metrics.stoppedPartitions.set(partitions)
+}
+
+// Standing returns an error that says which partitions of this process cannot go
+// on until somebody mends what it names; nil for none.
+func (e *Engine) Standing() error {
+	seen := make(map[string]bool)
+	e.each(func(w *worker) {
+		if why := w.shown().standing; why != "" {
+			v := w.feed.Version
+			seen[fmt.Sprintf("%s version %d: %s", v.Projection, v.Number, why)] = true
+		}
+	})
+	if len(seen) == 0 {
+		return nil
+	}
+	return errors.New(strings.Join(slices.Sorted(maps.Keys(seen)), "; "))
 }
 
 // gauges are the gauges of one name. Those that were not read this time are taken

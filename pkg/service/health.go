@@ -79,7 +79,7 @@ func (h *Health) report(ctx context.Context) (text string, ready bool) {
 		case err == nil:
 			fmt.Fprintf(&b, "[+] %s ok\n", name)
 		case checks[name].note:
-			fmt.Fprintf(&b, "[!] %s: %s (the program works without it)\n", name, oneLine(err))
+			fmt.Fprintf(&b, "[!] %s: %s (the program goes on)\n", name, oneLine(err))
 		default:
 			ready = false
 			fmt.Fprintf(&b, "[-] %s: %s\n", name, oneLine(err))
