@@ -221,3 +221,39 @@ func TestRebuildUnderLiveLoad(t *testing.T) {
 		require.Equal(t, w.rows(name, 1), w.rows(name, 4))
 	}
 }
+
+// Who was told that a rebuild is cancelled, or pauses, was told the truth, in the
+// last moment before the promotion too.
+func TestAWishIsHeededUpToThePromotion(t *testing.T) {
+	t.Parallel()
+	w := setup(t, ownYAML)
+	w.history(10, 2)
+	stop := w.live()
+	w.settle("own", 1)
+	stop()
+	wish := func(want string) (Rebuild, error) {
+		r, asked := w.rebuilder(), false
+		r.stopAt = func(point string) error {
+			if point == "before promote" && !asked {
+				asked = true
+				_, err := w.pool.Exec(w.ctx, `update refold.rebuild set wish = $1 where state = 'running'`, want)
+				return err
+			}
+			return nil
+		}
+		return r.Run(w.ctx, "own", Options{Fresh: true}, func(now Rebuild) {
+			if now.Progress.Why != "" && want == "pause" { // it is held
+				require.Equal(t, 1, w.active("own"))
+				_, err := w.pool.Exec(w.ctx, `update refold.rebuild set wish = null`)
+				require.NoError(t, err)
+			}
+		})
+	}
+	_, err := wish("cancel")
+	require.ErrorIs(t, err, ErrCancelled)
+	require.Equal(t, 1, w.active("own"))
+	done, err := wish("pause")
+	require.NoError(t, err)
+	require.Equal(t, Done, done.State)
+	require.NotEqual(t, 1, w.active("own"))
+}

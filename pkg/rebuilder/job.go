@@ -76,14 +76,15 @@ func (j *job) write(ctx context.Context, point string, work func(pgx.Tx) error) 
 // advance makes step the next one; work belongs to the step that ends with it.
 func (j *job) advance(ctx context.Context, step Step, work func(pgx.Tx) error) error {
 	now := j.meter.read(time.Now())
+	var wish string
 	err := j.write(ctx, "step "+string(step), func(tx pgx.Tx) error {
 		if work != nil {
 			if err := work(tx); err != nil {
 				return err
 			}
 		}
-		_, err := tx.Exec(ctx, `update refold.rebuild set step = $2, progress = $3, updated = clock_timestamp() where id = $1`, j.id, step, mustJSON(now))
-		return err
+		return tx.QueryRow(ctx, `update refold.rebuild set step = $2, progress = $3, updated = clock_timestamp() where id = $1 returning coalesce(wish, '')`,
+			j.id, step, mustJSON(now)).Scan(&wish)
 	})
 	if err != nil {
 		return fmt.Errorf("going on to %s: %w", step, err)
@@ -91,6 +92,24 @@ func (j *job) advance(ctx context.Context, step Step, work func(pgx.Tx) error) e
 	j.rebuild.Step = step
 	j.log.Info("rebuild goes on", "step", step)
 	j.show(now)
+	if err := j.heed(wish); !errors.Is(err, errHeld) { // the next step begins with the gate
+		return err
+	}
+	return nil
+}
+
+// errHeld says that somebody wants the rebuild to pause.
+var errHeld = errors.New("the rebuild is to pause")
+
+// heed does what somebody wants of the rebuild, which is written down with it.
+func (j *job) heed(wish string) error {
+	switch wish {
+	case "cancel":
+		return ErrCancelled
+	case "pause":
+		j.limiter.pause()
+		return errHeld
+	}
 	return nil
 }
 
@@ -135,7 +154,7 @@ func (j *job) steps(ctx context.Context) error {
 		default:
 			return nil
 		}
-		if err != nil {
+		if err != nil && !errors.Is(err, errHeld) {
 			return fmt.Errorf("%s: %w", j.rebuild.Step, err)
 		}
 	}

@@ -33,8 +33,16 @@ func (j *job) promote(ctx context.Context) error {
 	return j.stopAt("after promote")
 }
 
-// noteDone ends the rebuild, in tx.
+// noteDone ends the rebuild, in tx. Whoever was told that it pauses or is
+// cancelled has been told the truth: it is looked at under the lock here.
 func (j *job) noteDone(ctx context.Context, tx pgx.Tx, now Progress) error {
+	var wish string
+	if err := tx.QueryRow(ctx, `select coalesce(wish, '') from refold.rebuild where id = $1 for update`, j.id).Scan(&wish); err != nil {
+		return fmt.Errorf("looking at what is wanted of the rebuild: %w", err)
+	}
+	if err := j.heed(wish); err != nil {
+		return err
+	}
 	_, err := tx.Exec(ctx, `update refold.rebuild set state = 'done', step = 'done', error = null, owner = null, wish = null, progress = $2, finished = clock_timestamp(), updated = clock_timestamp() where id = $1`, j.id, mustJSON(now))
 	return err
 }
