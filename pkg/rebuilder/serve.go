@@ -61,10 +61,21 @@ func (r *Rebuilder) serveOne(ctx context.Context, one Rebuild) {
 	done, err := r.run(ctx, one.Projection, one.Options, nil, one.ID)
 	var busy *Busy
 	switch {
-	case ctx.Err() != nil, errors.As(err, &busy), errors.Is(err, ErrNoRebuild): // somebody else has ended it
+	case errors.As(err, &busy) && busy.Why != "":
+		r.noteWhy(ctx, one, busy)
+	case ctx.Err() != nil, busy != nil, errors.Is(err, ErrNoRebuild): // somebody else has ended it
 	case err != nil:
 		r.deps.Logger.Error("a rebuild has failed", "projection", one.Projection, "rebuild", one.ID, "err", err)
 	default:
 		r.deps.Logger.Info("a rebuild has ended", "projection", one.Projection, "rebuild", one.ID, "state", done.State)
+	}
+}
+
+// noteWhy says, in the log and in the rebuild's status, why this process cannot
+// take a rebuild up. It goes on looking: another definition may be deployed.
+func (r *Rebuilder) noteWhy(ctx context.Context, one Rebuild, busy *Busy) {
+	tag, err := r.pool.Exec(ctx, `update refold.rebuild set error = $2, updated = clock_timestamp() where id = $1 and error is distinct from $2`, one.ID, busy.Error())
+	if err != nil || tag.RowsAffected() > 0 {
+		r.deps.Logger.Warn("a rebuild cannot be taken up", "projection", one.Projection, "rebuild", one.ID, "err", errors.Join(busy, err))
 	}
 }
