@@ -54,11 +54,15 @@ type Conflict struct {
 	Category, ID string
 	// Attempts is how often the function was run; 0 if not at all.
 	Attempts int
-	// Expected and Actual are the versions of the last attempt.
+	// Expected and Actual are the versions of the last attempt; Expected is -1 where
+	// any was, but not none.
 	Expected, Actual int64
 }
 
 func (e *Conflict) Error() string {
+	if e.Expected < 0 {
+		return fmt.Sprintf("%s %s was expected to exist", e.Category, e.ID)
+	}
 	return fmt.Sprintf("%s %s is at version %d, expected %d, after %d attempts", e.Category, e.ID, e.Actual, e.Expected, e.Attempts)
 }
 

@@ -18,6 +18,7 @@ type order struct {
 	key      string
 	label    string
 	expected int64 // -1: whatever it is
+	exists   bool  // it must have events, whatever the call does
 	attempts int
 }
 
@@ -37,8 +38,16 @@ func WithMetadata(m event.Metadata) Option { return func(o *order) { o.metadata 
 // [*Conflict] at once.
 func WithVersion(version int64) Option { return func(o *order) { o.expected = version } }
 
+// WithExisting asks for an aggregate that has events; a call that would create it
+// is refused with a [*Conflict].
+func WithExisting() Option { return func(o *order) { o.exists = true } }
+
 // WithAttempts bounds how often the function is run when races are lost.
 func WithAttempts(n int) Option { return func(o *order) { o.attempts = max(1, n) } }
+
+// ReactionKeys begins the keys of the [Cause] of a reaction. Nobody else may use
+// them, or a command of the reaction would be taken for done.
+const ReactionKeys = "reaction/"
 
 // Cause is what makes somebody act, an event for example. Calls under its
 // context carry its metadata and are idempotent: the first one has the command

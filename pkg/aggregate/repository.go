@@ -260,6 +260,9 @@ func (c *call[A]) check(root *Root) error {
 	if err := c.expect.check(c.category.Name, root); err != nil {
 		return err
 	}
+	if c.order.exists && root.version == 0 {
+		return &Conflict{Category: c.category.Name, ID: root.id, Expected: -1}
+	}
 	if want := c.order.expected; want >= 0 && root.version != want {
 		return &Conflict{Category: c.category.Name, ID: root.id, Expected: want, Actual: root.version}
 	}

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/refoldhq/refold/pkg/aggregate"
 	"github.com/refoldhq/refold/pkg/avro"
 	"github.com/refoldhq/refold/pkg/event"
 	"github.com/refoldhq/refold/pkg/eventstore"
@@ -203,19 +204,31 @@ func checkKey(key string) error {
 	if key == "" || len(key) > maxKey || strings.IndexFunc(key, func(c rune) bool { return c < 0x20 || c > 0x7e }) >= 0 {
 		return problem.BadRequest("an idempotency key has 1 to 255 printable ASCII characters")
 	}
+	if strings.HasPrefix(key, aggregate.ReactionKeys) {
+		return problem.BadRequest("idempotency keys that begin with " + aggregate.ReactionKeys + " are those of reactions")
+	}
 	return nil
+}
+
+// keyOf returns the Idempotency-Key and whether there is one.
+func keyOf(r *http.Request) (key string, given bool, err error) {
+	switch values := r.Header["Idempotency-Key"]; len(values) {
+	case 0:
+		return "", false, nil
+	case 1:
+		return values[0], true, checkKey(values[0])
+	default:
+		return "", false, problem.BadRequest("there are several Idempotency-Key headers")
+	}
 }
 
 // idempotency reads the Idempotency-Key. Path, If-Match and body make the request.
 func idempotency(r *http.Request, req *eventstore.Request, body []byte) error {
-	values, given := r.Header["Idempotency-Key"]
-	if !given {
-		return nil
-	}
-	if err := checkKey(values[0]); err != nil {
+	key, given, err := keyOf(r)
+	if !given || err != nil {
 		return err
 	}
-	req.Key, req.Hash = values[0], digest(r.URL.Path, r.Header.Get("If-Match"), body)
+	req.Key, req.Hash = key, digest(r.URL.Path, r.Header.Get("If-Match"), body)
 	return nil
 }
 

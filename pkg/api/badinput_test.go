@@ -184,6 +184,7 @@ func TestBadRequestsAreRefused(t *testing.T) {
 		"method of append":      {"GET", "/v1/append", nil, "", 405, "method-not-allowed"},
 		"empty key":             {"POST", path, map[string]string{"Idempotency-Key": ""}, good, 400, "bad-request"},
 		"long key":              {"POST", path, map[string]string{"Idempotency-Key": strings.Repeat("k", 256)}, good, 400, "bad-request"},
+		"a reaction's key":      {"POST", path, map[string]string{"Idempotency-Key": "reaction/x/1/1"}, good, 400, "bad-request"},
 		"malformed If-Match":    {"POST", path, map[string]string{"If-Match": "3"}, good, 400, "bad-request"},
 		"weak If-Match":         {"POST", path, map[string]string{"If-Match": `W/"3"`}, good, 400, "bad-request"},
 		"contradiction":         {"POST", path, map[string]string{"If-Match": `"4"`}, `{"expectedVersion": 3, ` + withData(`{}`) + `}`, 400, "bad-request"},

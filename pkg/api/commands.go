@@ -91,8 +91,12 @@ func commandProblem(err error) *problem.Problem {
 		return problem.New(http.StatusConflict, "aggregate-exists", "The aggregate exists", exists.Error()).
 			With("category", exists.Category).With("stream", exists.ID).With("actual", exists.Version)
 	case errors.As(err, &conflict):
+		expected := eventstore.Exists
+		if conflict.Expected >= 0 {
+			expected = eventstore.Exactly(conflict.Expected)
+		}
 		return problem.New(http.StatusConflict, "version-conflict", "The aggregate is at another version", conflict.Error()).
-			With("category", conflict.Category).With("stream", conflict.ID).With("expected", expectedJSON(eventstore.Exactly(conflict.Expected))).With("actual", conflict.Actual)
+			With("category", conflict.Category).With("stream", conflict.ID).With("expected", expectedJSON(expected)).With("actual", conflict.Actual)
 	case errors.As(err, &version):
 		return problem.New(http.StatusNotFound, "unknown-version", "The aggregate had no such version", "").
 			With("category", version.Category).With("stream", version.ID).With("actual", version.Actual)
@@ -175,16 +179,19 @@ func commandOptions(r *http.Request, body []byte) (options []aggregate.Option, e
 		if err := ifMatch(r, &asked, false); err != nil {
 			return nil, err
 		}
-		if version, exact := asked.Expected.Version(); exact { // * is what a command asks for anyway
+		if version, exact := asked.Expected.Version(); exact {
 			options = append(options, aggregate.WithVersion(version))
+		} else {
+			options = append(options, aggregate.WithExisting())
 		}
 	}
-	if values, given := r.Header["Idempotency-Key"]; given {
-		if err := checkKey(values[0]); err != nil {
-			return nil, err
-		}
+	key, given, err := keyOf(r)
+	if err != nil {
+		return nil, err
+	}
+	if given {
 		sum := sha256.Sum256(digest(r.URL.Path, r.Header.Get("If-Match"), body))
-		options = append(options, aggregate.WithCommandID(values[0], hex.EncodeToString(sum[:])))
+		options = append(options, aggregate.WithCommandID(key, hex.EncodeToString(sum[:])))
 	}
 	return options, nil
 }

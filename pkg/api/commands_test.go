@@ -2,6 +2,7 @@ package api_test
 
 import (
 	"encoding/json"
+	"net/http"
 	"net/http/httptest"
 	"net/url"
 	"strings"
@@ -46,6 +47,22 @@ func TestCommandsOverHTTP(t *testing.T) {
 	require.Equal(t, "the account is locked", refused.body["detail"])
 }
 
+// Which of two keys a retry would bring is not known.
+func TestTwoIdempotencyKeysAreRefused(t *testing.T) {
+	t.Parallel()
+	server := setup(t)
+	for path, body := range map[string]string{"/v1/commands/User/42/create": `{"email":"ada@example.com"}`, stream: created("")} {
+		req, err := http.NewRequest(http.MethodPost, server.URL+path, strings.NewReader(body))
+		require.NoError(t, err)
+		req.Header.Set("Content-Type", "application/json")
+		req.Header["Idempotency-Key"] = []string{"k1", "k2"}
+		res, err := server.Client().Do(req)
+		require.NoError(t, err)
+		res.Body.Close()
+		require.Equal(t, http.StatusBadRequest, res.StatusCode, path)
+	}
+}
+
 func TestBadCommands(t *testing.T) {
 	t.Parallel()
 	server := setup(t)
@@ -64,6 +81,8 @@ func TestBadCommands(t *testing.T) {
 		{"taken claim", "User/b/create", `{"email":"A@example.com"}`, nil, 409, "claim-taken", ""},
 		{"another version", "User/a/activate", `{}`, map[string]string{"If-Match": `"7"`}, 409, "version-conflict", ""},
 		{"malformed If-Match", "User/a/activate", `{}`, map[string]string{"If-Match": `7`}, 400, "bad-request", ""},
+		{"If-Match * of what is not there", "User/b/create", `{"email":"b@example.com"}`, map[string]string{"If-Match": "*"}, 409, "version-conflict", ""},
+		{"a reaction's key", "User/a/activate", `{}`, map[string]string{"Idempotency-Key": "reaction/x/1/1"}, 400, "bad-request", ""},
 		{"missing member", "User/b/create", `{}`, nil, 422, "invalid-command", ""},
 		{"another type", "User/b/create", `{"email":7}`, nil, 422, "invalid-command", "/email"},
 		{"null", "User/b/create", `{"email":null}`, nil, 422, "invalid-command", "/email"},

@@ -39,7 +39,7 @@ func commandOperation(c aggregate.CommandInfo) object {
 		"parameters": []object{
 			parameter("id", "path", "id of the aggregate's stream"),
 			parameter("Idempotency-Key", "header", "1 to 255 printable ASCII characters; a retry with the same key, path, If-Match and body gets the first answer"),
-			parameter("If-Match", "header", `"<version>" that the aggregate must have`),
+			parameter("If-Match", "header", `"<version>" that the aggregate must have, or * for any`),
 			parameter("Refold-Actor", "header", "who acts"),
 			parameter("Refold-Correlation-Id", "header", "what it belongs to"),
 			parameter("Refold-Causation-Id", "header", "id of the event, or of the message, that caused it"),

@@ -218,7 +218,7 @@ func (c *Consumer) cause(e *event.Event) aggregate.Cause {
 	if m.CorrelationID == "" {
 		m.CorrelationID = e.ID.String()
 	}
-	return aggregate.Cause{Key: "reaction/" + c.cfg.Name + "/" + e.ID.String(), Metadata: m}
+	return aggregate.Cause{Key: aggregate.ReactionKeys + c.cfg.Name + "/" + e.ID.String(), Metadata: m}
 }
 
 // Parked is a stream whose event could not be handled.
