@@ -170,6 +170,12 @@ func TestSchemasThatAreRefused(t *testing.T) {
 	}
 }
 
+func TestASchemaThatIsNoJSONIsRefusedWithItsLine(t *testing.T) {
+	t.Parallel()
+	_, err := avro.Parse([]byte("{\"type\": \"record\",\n \"name\": \"R\",\n \"fields\": [}\n"))
+	require.EqualError(t, err, "schema refused: it is no JSON: line 3: invalid character '}' looking for beginning of value")
+}
+
 func TestCorruptPayloadsAreRefusedWithoutAllocating(t *testing.T) {
 	t.Parallel()
 	s := parse(t, record(`{"name": "s", "type": "string"}, {"name": "a", "type": {"type": "array", "items": "long"}}, {"name": "b", "type": "boolean"}, {"name": "u", "type": ["null", "int"]}`))

@@ -133,6 +133,9 @@ func (c *Contracts) checkGoldenFile(fsys fs.FS, file string) (payloads int, _ er
 	if err != nil {
 		return 0, fmt.Errorf("reading %s: %w", file, err)
 	}
+	if err := checkSyntax(raw); err != nil {
+		return 0, fmt.Errorf("%s: %w: put it back as it was shipped", file, err)
+	}
 	var g Golden
 	d := json.NewDecoder(bytes.NewReader(raw))
 	d.DisallowUnknownFields()

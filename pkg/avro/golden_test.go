@@ -2,6 +2,8 @@ package avro_test
 
 import (
 	"bytes"
+	"encoding/json"
+	"io"
 	"maps"
 	"math/rand/v2"
 	"strings"
@@ -86,10 +88,29 @@ func TestAShippedVersionNeitherChangesNorGoes(t *testing.T) {
 		f[v1] = &fstest.MapFile{Data: bytes.Replace(f[v1].Data, []byte(`"amount": `), []byte(`"amount": 1`), 1)}
 	}), "they meant")
 
+	for content, want := range map[string]string{
+		"":               "it is no JSON: line 1",
+		"{\n":            "it is no JSON: line 1",
+		"{\n \"a\": ]\n": "it is no JSON: line 2",
+		`{"fingerprint":"` + fingerprintIn(t, shipped[v1].Data) + `","events":[{}]}`: "event 1",
+	} {
+		err := change(func(f fstest.MapFS) { f[v1] = &fstest.MapFile{Data: []byte(content)} })
+		require.ErrorContains(t, err, v1+": "+want)
+		require.NotErrorIs(t, err, io.EOF, "it would look like a lost connection")
+		require.NotErrorIs(t, err, io.ErrUnexpectedEOF)
+	}
+
 	// An upcaster that comes later and does not take what was shipped.
 	later := maps.Clone(golden(t, files(paidV1, paidV2)))
 	later["events/Payment/Paid.v3.avsc"] = &fstest.MapFile{Data: []byte(paidV3)}
 	_, err = contractsOf(t, later, splitPaid()).CheckGolden(later)
 	require.ErrorContains(t, err, "cannot be read as version 3")
 	require.ErrorContains(t, err, "a payer of one name")
+}
+
+func fingerprintIn(t *testing.T, file []byte) string {
+	t.Helper()
+	var g avro.Golden
+	require.NoError(t, json.Unmarshal(file, &g))
+	return g.Fingerprint
 }

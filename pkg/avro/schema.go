@@ -16,7 +16,9 @@
 package avro
 
 import (
+	"bytes"
 	"crypto/sha256"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
@@ -85,6 +87,9 @@ func (e *SchemaError) Error() string {
 // payload could claim any number of them), and unions whose branches JSON could
 // not tell apart. The error is a [*SchemaError].
 func Parse(src []byte) (*Schema, error) {
+	if err := checkSyntax(src); err != nil {
+		return nil, &SchemaError{Msg: err.Error()}
+	}
 	// A cache of its own: hamba's global one would let one schema's names leak into another.
 	parsed, err := hamba.ParseBytesWithCache(src, "", &hamba.SchemaCache{})
 	if err != nil {
@@ -103,6 +108,16 @@ func Parse(src []byte) (*Schema, error) {
 		return nil, err
 	}
 	return &Schema{source: string(src), parsed: parsed, root: root, same: same}, nil
+}
+
+// checkSyntax refuses what is no JSON, with the line.
+func checkSyntax(src []byte) error {
+	err := json.Unmarshal(src, new(json.RawMessage))
+	if syntax := (*json.SyntaxError)(nil); errors.As(err, &syntax) {
+		before := src[:max(0, min(int(syntax.Offset), len(src))-1)]
+		return fmt.Errorf("it is no JSON: line %d: %w", 1+bytes.Count(before, []byte("\n")), err)
+	}
+	return err
 }
 
 // String returns the schema as it was given.
