@@ -102,7 +102,7 @@ type Rows struct {
 }
 
 // Expect expects a row in which the fields of a JSON object have its values.
-// Fields that it does not name may have any.
+// Fields that it does not name may have any. null expects that there is no row.
 func (r *Rows) Expect(key, fields string) *Rows {
 	r.t.Helper()
 	if problem := compareRow(r.name, key, r.rows, []byte(fields)); problem != "" {
@@ -128,6 +128,12 @@ func compareRow(name, key string, rows map[string][]byte, fields []byte) string 
 		return fmt.Sprintf("%s %s: what is expected is no JSON object: %v", name, key, err)
 	}
 	row, ok := rows[key]
+	if want == nil {
+		if ok {
+			return fmt.Sprintf("%s has a row %s: %s", name, key, row)
+		}
+		return ""
+	}
 	if !ok {
 		return fmt.Sprintf("%s has no row %s; there are %q", name, key, slices.Sorted(maps.Keys(rows)))
 	}
@@ -148,13 +154,16 @@ func compareRow(name, key string, rows map[string][]byte, fields []byte) string 
 	return fmt.Sprintf("%s %s differs:\n%s", name, key, diff(left, right))
 }
 
-// membersOf returns an object's members, each in a form of its own.
+// membersOf returns an object's members, each in a form of its own; nil for null.
 func membersOf(raw []byte) (map[string][]byte, error) {
 	var members map[string]any
 	d := json.NewDecoder(bytes.NewReader(raw))
 	d.UseNumber()
 	if err := d.Decode(&members); err != nil {
 		return nil, err
+	}
+	if members == nil {
+		return nil, nil
 	}
 	out := make(map[string][]byte, len(members))
 	for name, value := range members {

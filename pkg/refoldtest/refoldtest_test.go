@@ -85,6 +85,9 @@ func TestRowsThatDifferFailWithADiff(t *testing.T) {
 	require.Equal(t, "rm_users 42 differs:\n  - email: \"a@example.com\"\n  + email: \"b@example.com\"\n    id: \"1\"\n  - nope: 1\n", failure)
 	failure = failureOf(func(t testing.TB) { users.Given(t, given...).Expect("44", `{}`) })
 	require.Contains(t, failure, `has no row 44; there are ["42" "43"]`)
+	users.Given(t, given...).Expect("44", `null`)
+	failure = failureOf(func(t testing.TB) { users.Given(t, given...).Expect("42", `null`) })
+	require.Contains(t, failure, "rm_users has a row 42: {")
 	failure = failureOf(func(t testing.TB) { users.Given(t, given...).ExpectKeys("42") })
 	require.Contains(t, failure, "  + 43")
 	for _, bad := range []refoldtest.Event{{Type: "Nope"}, {Type: "UserCreated", Data: `{}`}, {Type: "UserCreated", Data: 7}, {Stream: "a b", Data: created}, {Category: "Order", Data: created}} {
@@ -124,6 +127,11 @@ func TestTestsInYAMLThatMustFail(t *testing.T) {
 		{"another value", one + "expect: {rm_users: {'1': {email: b@example.com}}}", `- email: "b@example.com"`},
 		{"a row too many", one + "expect: {rm_users: {}}", "  + 1"},
 		{"a row too few", one + "expect: {rm_users: {'1': {}, '2': {}}}", "  - 2"},
+		{"a row that must not be there", one + "expect: {rm_users: {'1': null}}", "  + 1"},
+		{"nothing is checked", one + "expect: {}", "checks nothing"},
+		{"no outcome of a command", one + "when: {command: delete}", `needs "then" or "error"`},
+		{"two outcomes of a command", one + "when: {command: delete}\nthen: []\nerror: account-locked", "exclude each other"},
+		{"an outcome of nothing", one + "then: []\nexpect: {rm_users: {'1': {}}}", `there is no "when"`},
 		{"no projection", one + "expect: {nope: {}}", "there is no projection nope"},
 		{"no event", "given: [{type: Nope}]\nexpect: {rm_users: {}}", `no event "Nope"`},
 		{"data that does not fit", "given: [{type: UserCreated, data: {id: 1}}]\nexpect: {rm_users: {}}", "/id"},
@@ -132,9 +140,9 @@ func TestTestsInYAMLThatMustFail(t *testing.T) {
 		{"an error that does not come", one + "when: {command: delete}\nerror: account-locked", "the command succeeded"},
 		{"another error", one + "when: {command: create, data: {email: x@example.com}}\nerror: account-locked", "got aggregate-exists"},
 		{"an unexpected error", "when: {command: delete}\nthen: []", "the command failed: there is no User 1"},
-		{"no command", one + "when: {command: explode}", "no such command"},
-		{"a body that does not fit", one + "when: {command: changeEmail, data: {email: 7}}", "/email"},
-		{"no aggregate", one + "when: {category: Order, command: delete}", `category "Order" has no aggregate`},
+		{"no command", one + "when: {command: explode}\nthen: []", "no such command"},
+		{"a body that does not fit", one + "when: {command: changeEmail, data: {email: 7}}\nthen: []", "/email"},
+		{"no aggregate", one + "when: {category: Order, command: delete}\nthen: []", `category "Order" has no aggregate`},
 	} {
 		suite, err := refoldtest.NewSuite(withTests(t, "test: x\n"+c.test), nil, user.Define())
 		require.NoError(t, err)
@@ -150,6 +158,16 @@ func TestTestsInYAMLThatMustFail(t *testing.T) {
 		_, err = suite.Run()
 		require.ErrorContains(t, err, "x.test.yaml", name)
 	}
+}
+
+func TestARowThatIsNullMustNotExist(t *testing.T) {
+	suite, err := refoldtest.NewSuite(withTests(t, "test: x\ngiven: [{type: UserCreated, data: {id: '1', email: a@example.com, isActive: true}}]\n"+
+		"expect: {rm_users: {'1': {email: a@example.com}, '2': null}}"), nil)
+	require.NoError(t, err)
+	outcomes, err := suite.Run()
+	require.NoError(t, err)
+	require.Len(t, outcomes, 1)
+	require.Empty(t, outcomes[0].Problem)
 }
 
 func TestOldEventsAreGivenInTheVersionThatTheyWereWrittenIn(t *testing.T) {

@@ -30,6 +30,7 @@ import (
 //	expect:
 //	  rm_users:                  # exactly these rows; of each, the fields that are named
 //	    "42": {email: b@example.com, emailVerified: false}
+//	    "43": null               # no such row
 //	---
 //	test: a locked account does not log in
 //	given:
@@ -162,12 +163,20 @@ func (s *Suite) run(t test) string {
 		return `the test has no name: add "test: ..."`
 	case t.When != nil && t.Expect != nil:
 		return `"when" and "expect" are two tests`
+	case t.When == nil && (t.Then != nil || t.Error != ""):
+		return `"then" and "error" say what a command does, and there is no "when"`
+	case t.Then != nil && t.Error != "":
+		return `"then" and "error" exclude each other: a command that fails raises nothing`
+	case t.When != nil && t.Then == nil && t.Error == "":
+		return `"when" needs "then" or "error"; "then: []" expects that nothing is raised`
 	case t.When != nil:
 		return s.runCommand(t, given)
-	case t.Expect != nil:
-		return s.runRows(t, given)
-	default:
+	case t.Expect == nil:
 		return `there is neither "when" nor "expect"`
+	case len(t.Expect) == 0:
+		return `"expect" names no projection, so it checks nothing; "expect: {NAME: {}}" expects that NAME has no rows`
+	default:
+		return s.runRows(t, given)
 	}
 }
 
@@ -202,7 +211,8 @@ func (s *Suite) runRows(t test, given []event.Event) string {
 			problems = append(problems, name+": "+err.Error())
 			continue
 		}
-		want := t.Expect[name]
+		want := maps.Clone(t.Expect[name])
+		maps.DeleteFunc(want, func(_ string, fields map[string]any) bool { return fields == nil }) // no row
 		if keys, got := slices.Sorted(maps.Keys(want)), slices.Sorted(maps.Keys(rows)); !slices.Equal(keys, got) {
 			problems = append(problems, fmt.Sprintf("%s has other rows than expected:\n%s", name, diff(keys, got)))
 		}
