@@ -8,17 +8,20 @@
 //
 // Every event is handled at least once, the events of a stream in their order,
 // and none before the event before it was handled, or decided about. Commands
-// that a function runs through package aggregate take effect once: its context
-// makes them idempotent by the event's id and their number within the function.
-// So a function that calls the same commands in the same order for the same event
-// may be repeated as often as crashes will have it.
+// that a function runs through package aggregate take effect once while their keys
+// are kept: its context makes them idempotent by the event's id and their number
+// within the function. So a function that calls the same commands in the same order
+// for the same event may be repeated as often as crashes will have it.
 //
 // # What is not
 //
 // Effects outside of the log, such as a mail, may happen twice after a crash: give
 // them [Event.ID] as their key. An event is not handled at a time that anybody
 // knows, and a function does not see a read model that contains its event unless
-// it waits for it. The keys of commands are kept as long as idempotency keys are.
+// it waits for it. The keys of commands are kept as long as idempotency keys are
+// (the writer's keep-keys, 24 hours): a function that is repeated after that, because
+// its stream was parked and is retried, or nobody ran the reaction for so long,
+// repeats the commands that it had done, unless their own rules refuse it.
 //
 // # What a crash leaves behind
 //
