@@ -40,7 +40,7 @@ type StreamRange struct {
 const streamsSQL = `select e.slot, e.seq, e.version, e.id, (extract(epoch from e.time) * 1000000)::bigint, (extract(epoch from e.recorded) * 1000000)::bigint, e.stream, e.type, e.value,
 		coalesce(e.actor, ''), coalesce(e.correlation_id, ''), coalesce(e.causation_id, ''), coalesce(e.traceparent, '')
 	from unnest($2::text[], $3::bigint[], $4::bigint[]) u (stream, after, upto) join refold.event e on e.category = $1 and e.stream = u.stream and e.seq > u.after and e.seq <= u.upto
-	where not exists (select from refold.decision d where d.projection = $5 and d.category = $6 and d.slot = e.slot and d.seq = e.seq)
+	where not exists (select from refold.decision d where d.projection = $5 and d.category = $6 and d.slot = e.slot and d.seq = e.seq and d.id = e.id)
 	order by e.stream, e.version`
 
 // Into folds streams into rows, which begin as they are there, and returns how

@@ -70,19 +70,29 @@ func (w *worker) readParked(ctx context.Context) (map[string]bool, error) {
 	return parked, nil
 }
 
+// decisions are events that somebody decided to skip. Another event that comes to
+// stand in the place of one, after the log has lost its tail, is none of them.
+type decisions map[place]event.ID
+
+func (d decisions) skips(e *event.Event) bool {
+	id, decided := d[place{e.Slot, e.Seq}]
+	return decided && id == e.ID
+}
+
 // readDecisions reads which events of the partition somebody decided to skip:
 // what was decided for one version holds for all.
-func (w *worker) readDecisions(ctx context.Context) (map[place]bool, error) {
-	rows, err := w.conn.Query(ctx, `select slot, seq from refold.decision where projection = $1 and category = $2 and slot = any($3)`,
+func (w *worker) readDecisions(ctx context.Context) (decisions, error) {
+	rows, err := w.conn.Query(ctx, `select slot, seq, id from refold.decision where projection = $1 and category = $2 and slot = any($3)`,
 		w.feed.Version.Projection, w.category.Name, w.seqs.slots)
 	if err != nil {
 		return nil, fmt.Errorf("reading decisions: %w", err)
 	}
-	skipped := make(map[place]bool)
+	skipped := make(decisions)
 	var slot int16
 	var seq int64
-	_, err = pgx.ForEachRow(rows, []any{&slot, &seq}, func() error {
-		skipped[place{int(slot), seq}] = true
+	var id [16]byte
+	_, err = pgx.ForEachRow(rows, []any{&slot, &seq, &id}, func() error {
+		skipped[place{int(slot), seq}] = id
 		return nil
 	})
 	if err != nil {

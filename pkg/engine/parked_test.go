@@ -175,3 +175,20 @@ func TestRetryThatIsInterruptedGoesOn(t *testing.T) {
 	w.await("one is skipped", `select count(*) from refold.decision`, 1)
 	w.await("counts add up", unaccounted, 0)
 }
+
+// A decision is about an event and not about its place: what comes to stand there
+// after the log has lost its tail is applied.
+func TestADecisionHoldsForItsEventOnly(t *testing.T) {
+	t.Parallel()
+	w := setup(t)
+	e := w.event("a", "1")
+	_, err := w.pool.Exec(ctx, `insert into refold.decision (projection, category, slot, seq, id, reason) values ('logins', 'User', $1, $2, gen_random_uuid(), 'because')`, e.Slot, e.Seq)
+	require.NoError(t, err)
+	w.produce(e)
+	stop := w.start()
+	w.await("applied", counted, 1)
+	stop()
+	report, err := engine.Verify(ctx, w.pool, w.registry, w.feed)
+	require.NoError(t, err)
+	require.Zero(t, report.Skipped)
+}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"slices"
 	"strconv"
 	"time"
@@ -97,7 +98,7 @@ func (e *Engine) findRequests(ctx context.Context, sweep bool) error {
 // findDecisions tells the workers of other versions which events somebody has
 // decided to skip lately. Those of before were read with the claims.
 func (e *Engine) findDecisions(ctx context.Context) error {
-	rows, err := e.pool.Query(ctx, `select projection, category, slot, seq from refold.decision where decided > clock_timestamp() - $1::interval`, 10*sweepEvery*requestEvery)
+	rows, err := e.pool.Query(ctx, `select projection, category, slot, seq, id from refold.decision where decided > clock_timestamp() - $1::interval`, 10*sweepEvery*requestEvery)
 	if err != nil {
 		return err
 	}
@@ -105,18 +106,19 @@ func (e *Engine) findDecisions(ctx context.Context) error {
 		projection, category string
 		slot                 int16
 		seq                  int64
+		id                   [16]byte
 	}
 	list, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (d decision, err error) {
-		return d, row.Scan(&d.projection, &d.category, &d.slot, &d.seq)
+		return d, row.Scan(&d.projection, &d.category, &d.slot, &d.seq, &d.id)
 	})
 	if err != nil || len(list) == 0 {
 		return err
 	}
 	e.each(func(w *worker) {
-		var mine []place
+		mine := make(decisions)
 		for _, d := range list {
 			if d.projection == w.feed.Version.Projection && d.category == w.category.Name && event.PartitionOf(int(d.slot), w.category.Partitions) == w.partition {
-				mine = append(mine, place{int(d.slot), d.seq})
+				mine[place{int(d.slot), d.seq}] = d.id
 			}
 		}
 		w.mu.Lock()
@@ -145,9 +147,7 @@ func (w *worker) carryOut(ctx context.Context) error {
 	list, decided := w.requests, w.decided
 	w.requests, w.decided = nil, nil
 	w.mu.Unlock()
-	for _, p := range decided {
-		w.skipped[p] = true
-	}
+	maps.Copy(w.skipped, decided)
 	for _, r := range list {
 		if err := w.carryOutOne(ctx, r); err != nil && !postgres.IsCode(err, "RF012") { // answered: the look was older than that
 			return fmt.Errorf("carrying out request %d: %w", r.id, err)
@@ -305,7 +305,8 @@ func (a *answer) queue(trip *pgx.Batch, w *worker, through []int64) {
 		trip.Queue(`delete from refold.parked_event where projection = $1 and version = $2 and category = $3 and slot = $4 and seq = any($5)`, v.Projection, v.Number, r.category, r.slot, through)
 	}
 	if s := a.skips; s != nil {
-		trip.Queue(`insert into refold.decision (projection, category, slot, seq, id, reason) select $1, $2, $3, $4, $5, reason from refold.row_request where id = $6 on conflict do nothing`,
+		trip.Queue(`insert into refold.decision (projection, category, slot, seq, id, reason) select $1, $2, $3, $4, $5, reason from refold.row_request where id = $6
+			on conflict (projection, category, slot, seq) do update set id = excluded.id, reason = excluded.reason, decided = clock_timestamp()`,
 			v.Projection, r.category, s.Slot, s.Seq, [16]byte(s.ID), r.id)
 	}
 	switch {
@@ -325,7 +326,7 @@ func (a *answer) queue(trip *pgx.Batch, w *worker, through []int64) {
 // committed makes it known to the worker.
 func (a *answer) committed(w *worker) {
 	if a.skips != nil {
-		w.skipped[place{a.skips.Slot, a.skips.Seq}] = true
+		w.skipped[place{a.skips.Slot, a.skips.Seq}] = a.skips.ID
 	}
 	if a.left == 0 {
 		delete(w.parked, a.request.stream)

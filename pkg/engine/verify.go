@@ -43,7 +43,8 @@ func Verify(ctx context.Context, pool *pgxpool.Pool, schemas Schemas, feed Feed)
 		if err := v.positions(ctx, tx, v.parked, `select category, slot, seq from refold.parked_event where projection = $1 and version = $2`, feed.Version.Number); err != nil {
 			return err
 		}
-		if err := v.positions(ctx, tx, v.skipped, `select category, slot, seq from refold.decision where projection = $1`); err != nil {
+		if err := v.positions(ctx, tx, v.skipped, `select d.category, d.slot, d.seq from refold.decision d join refold.category c on c.name = d.category
+			join refold.event e on e.category = c.id and e.slot = d.slot and e.seq = d.seq and e.id = d.id where d.projection = $1`); err != nil {
 			return err
 		}
 		for _, c := range feed.Categories {

@@ -42,7 +42,7 @@ type worker struct {
 	next    int64 // offset
 	seqs    sequencer
 	parked  map[string]bool
-	skipped map[place]bool // events that somebody decided to skip
+	skipped decisions
 	folder  *projection.Folder
 	rows    *cachePart
 	healAt  time.Time
@@ -60,7 +60,7 @@ type worker struct {
 	mu       sync.Mutex // guards what others see
 	state    shown
 	requests []request
-	decided  []place // events that somebody has decided to skip since the claim
+	decided  decisions // since the claim
 }
 
 // shown is what others see of a worker.

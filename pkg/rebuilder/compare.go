@@ -281,11 +281,11 @@ type fold struct {
 	loader *loader
 	plan   *projection.Plan
 	folder *projection.Folder
-	skip   map[string]map[place]bool
+	skip   map[string]decisions
 }
 
 func (s *snapshot) newFold(plan *projection.Plan) *fold {
-	return &fold{loader: &loader{job: s.job, schemas: s.schemas()}, plan: plan, folder: plan.NewFolder(), skip: make(map[string]map[place]bool)}
+	return &fold{loader: &loader{job: s.job, schemas: s.schemas()}, plan: plan, folder: plan.NewFolder(), skip: make(map[string]decisions)}
 }
 
 func (f *fold) event(ctx context.Context, e *event.Event, rows map[string]*projection.Row) error {
@@ -297,7 +297,7 @@ func (f *fold) event(ctx context.Context, e *event.Event, rows map[string]*proje
 		}
 		f.skip[e.Category] = skip
 	}
-	if skip[place{e.Slot, e.Seq}] || !f.plan.Uses(e.Category, e.Type) {
+	if skip.skips(e) || !f.plan.Uses(e.Category, e.Type) {
 		return nil
 	}
 	schema, _, err := f.loader.schema(e)

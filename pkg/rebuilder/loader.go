@@ -33,7 +33,7 @@ type loader struct {
 
 	folder  *projection.Folder
 	schemas map[int]*avro.Schema
-	skip    map[place]bool // events that somebody decided to skip
+	skip    decisions
 
 	seed  maphash.Seed
 	low   uint64 // the pass is for hashes from low up to, but not including, high
@@ -89,18 +89,28 @@ func (j *job) newLoader(ctx context.Context, conn *pgx.Conn, p *part, table stri
 	return l, err
 }
 
+// decisions are events that somebody decided to skip. Another event that came to
+// stand in the place of one, after the log had lost its tail, is none of them.
+type decisions map[place]event.ID
+
+func (d decisions) skips(e *event.Event) bool {
+	id, decided := d[place{e.Slot, e.Seq}]
+	return decided && id == e.ID
+}
+
 // decisions reads which events of a category somebody has decided to skip: what
 // was decided for one version holds for those that follow.
-func (r *Rebuilder) decisions(ctx context.Context, name, category string) (map[place]bool, error) {
-	rows, err := r.pool.Query(ctx, `select slot, seq from refold.decision where projection = $1 and category = $2`, name, category)
+func (r *Rebuilder) decisions(ctx context.Context, name, category string) (decisions, error) {
+	rows, err := r.pool.Query(ctx, `select slot, seq, id from refold.decision where projection = $1 and category = $2`, name, category)
 	if err != nil {
 		return nil, fmt.Errorf("reading decisions about %s: %w", name, err)
 	}
-	list := make(map[place]bool)
+	list := make(decisions)
 	var slot int16
 	var seq int64
-	_, err = pgx.ForEachRow(rows, []any{&slot, &seq}, func() error {
-		list[place{int(slot), seq}] = true
+	var id [16]byte
+	_, err = pgx.ForEachRow(rows, []any{&slot, &seq, &id}, func() error {
+		list[place{int(slot), seq}] = id
 		return nil
 	})
 	if err != nil {
@@ -236,7 +246,7 @@ func (l *loader) events() (n int64) {
 // fold folds one event, as the engine would.
 func (l *loader) fold(e *event.Event) error {
 	first := l.pass == 1
-	if len(l.skip) > 0 && l.skip[place{e.Slot, e.Seq}] {
+	if len(l.skip) > 0 && l.skip.skips(e) {
 		if first {
 			l.counts.skipped++
 		}
