@@ -81,7 +81,7 @@ func (r *Reader) export(ctx context.Context, tx pgx.Tx, m *Model, where Conditio
 		return err
 	}
 	after := s.bind("")
-	sql := fmt.Sprintf(`select key, data from %s where %s and key > %s order by key limit %d`, m.Version.Table(), condition, after, exportPage)
+	sql := fmt.Sprintf(`select key, %s from %s where %s and key > %s order by key limit %d`, m.row, m.Version.Table(), condition, after, exportPage)
 	for n := exportPage; n == exportPage; {
 		rows, err := tx.Query(ctx, sql, s.args...)
 		if err != nil {

@@ -66,8 +66,8 @@ const (
 
 var maxStatements = max(2, runtime.GOMAXPROCS(0)) // at a time, for each version
 
-func newGetter(pool *pgxpool.Pool, validity *validity, v Version) *getter {
-	return &getter{pool: pool, validity: validity, version: v, sql: snapshotSQL + ` union all select 'r', null, null, null, key, data from ` + v.Table() + ` where key = any($6)`,
+func newGetter(pool *pgxpool.Pool, validity *validity, v Version, row string) *getter {
+	return &getter{pool: pool, validity: validity, version: v, sql: snapshotSQL + ` union all select 'r', null, null, null, key, ` + row + ` from ` + v.Table() + ` where key = any($6)`,
 		joined: make(map[string]*get)}
 }
 

@@ -168,7 +168,7 @@ func (l *listing) read(ctx context.Context, m *Model, marks []event.Mark) (*entr
 	if err != nil {
 		return nil, err
 	}
-	rows := l.sql(s, m.Version.Table(), where, order)
+	rows := l.sql(s, m, where, order)
 	e := &entry{page: new(Page), keys: boundKeys(l.query.Where), of: l.reader.watcher.validity.begin()}
 	trip := &pgx.Batch{}
 	e.of.queue(trip, m.Version, marks)
@@ -195,10 +195,10 @@ func (l *listing) compile(ctx context.Context, m *Model, order []term) (s *state
 
 // sql is one range of the order or, behind a cursor, the union of several, each
 // of at most a page.
-func (l *listing) sql(s *statement, table, where string, order []term) string {
+func (l *listing) sql(s *statement, m *Model, where string, order []term) string {
 	by, limit := orderSQL(order), l.query.Limit+1 // one more tells whether another page follows
 	one := func(condition string) string {
-		return fmt.Sprintf(`select key, data from %s where %s%s order by %s limit %d`, table, where, condition, by, limit)
+		return fmt.Sprintf(`select key, %s as data from %s where %s%s order by %s limit %d`, m.row, m.Version.Table(), where, condition, by, limit)
 	}
 	if l.after == nil {
 		return one("")

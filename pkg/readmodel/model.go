@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 
 	"github.com/jackc/pgx/v5"
@@ -20,6 +21,7 @@ type Model struct {
 	Plan    *projection.Plan
 
 	revision string // of the entry in the catalogue: the transaction that wrote it
+	row      string // the row as an expression on its table
 	id       versionID
 	stamps   *stamps
 	getter   *getter
@@ -130,8 +132,22 @@ func (m *models) model(e catalogueEntry) (*Model, error) {
 		return nil, err
 	}
 	id := versionID{e.Projection, e.Number}
-	model := &Model{Version: e.Version, Plan: plan, revision: e.Revision, id: id, stamps: m.validity.of(id)}
-	model.getter = newGetter(m.pool, m.validity, e.Version)
+	model := &Model{Version: e.Version, Plan: plan, revision: e.Revision, row: rowSQL(e.Version, plan), id: id, stamps: m.validity.of(id)}
+	model.getter = newGetter(m.pool, m.validity, e.Version, model.row)
 	m.byLeaf[e.Leaf] = model
 	return model, nil
+}
+
+// rowSQL returns the row of a version as an expression: what is stored or, while
+// the version is being completed, the fields that its definition has. Those that
+// are new are in some rows and not yet in others.
+func rowSQL(v Version, plan *projection.Plan) string {
+	if !v.Completing {
+		return "data"
+	}
+	var names []string
+	for _, f := range plan.Fields() {
+		names = append(names, "'"+f.Name+"'") // a name of the plan, which needs no escapes
+	}
+	return "(select coalesce(jsonb_object_agg(f.key, f.value), '{}') from jsonb_each(data) f where f.key in (" + strings.Join(names, ", ") + "))"
 }

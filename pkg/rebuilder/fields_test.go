@@ -11,6 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/refoldhq/refold/pkg/event"
+	"github.com/refoldhq/refold/pkg/readmodel"
 )
 
 const narrowYAML = `projection: narrow
@@ -210,6 +211,18 @@ func TestFilledFieldsWaitToBePromoted(t *testing.T) {
 	require.NoError(t, err)
 	require.Len(t, plan.Fields(), 2)
 	require.EqualValues(t, 0, w.number(`select count(*) from refold.rows_narrow_v1 where not data ? 'failed'`))
+	reader := w.reader()
+	shown := func() (one, listed string) {
+		page, _, err := reader.List(w.ctx, "narrow", readmodel.ListQuery{Limit: 1, Order: []readmodel.Order{{Field: "email"}}}, readmodel.Fresh{})
+		require.NoError(t, err)
+		row, _, err := reader.Get(w.ctx, "narrow", page.Keys[0], readmodel.Fresh{})
+		require.NoError(t, err)
+		return string(row), string(page.Rows[0])
+	}
+	one, listed := shown()
+	require.NotContains(t, one, "failed")
+	require.Contains(t, one, "changes")
+	require.Equal(t, one, listed)
 	done, err := r.Promote(w.ctx, waiting.ID)
 	require.NoError(t, err)
 	require.Equal(t, Done, done.State)
@@ -219,6 +232,10 @@ func TestFilledFieldsWaitToBePromoted(t *testing.T) {
 	plan, err = r.plans.Plan(v)
 	require.NoError(t, err)
 	require.Len(t, plan.Fields(), 6)
+	require.Eventually(t, func() bool {
+		one, listed := shown()
+		return strings.Contains(one, "failed") && one == listed
+	}, 60*time.Second, 10*time.Millisecond)
 	require.EqualValues(t, 1, w.number(`select count(*) from pg_indexes where tablename = 'rows_narrow_v1' and indexdef like '%''failed''%'`))
 }
 

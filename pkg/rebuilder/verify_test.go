@@ -165,60 +165,8 @@ func TestReadersWalkThroughPromotionAndRollBack(t *testing.T) {
 	w.history(50, 2)
 	w.live()
 	w.settle("own", 1)
-	watcher := readmodel.NewWatcher(w.url(), slog.New(slog.DiscardHandler))
-	watching, stopWatching := context.WithCancel(w.ctx)
-	watched := make(chan struct{})
-	go func() { defer close(watched); watcher.Run(watching) }()
-	reader, err := readmodel.NewReader(w.ctx, readmodel.Config{}, w.pool, readmodel.NewPlans(w.contracts), watcher)
-	require.NoError(t, err)
-	defer func() { reader.Close(); stopWatching(); <-watched }()
-	stopReading := make(chan struct{})
-	failures := make(chan error, 1)
-	reads := make(chan int, 1)
-	go func() {
-		n, last := 0, map[string]int64{}
-		defer func() { reads <- n }()
-		for {
-			select {
-			case <-stopReading:
-				return
-			default:
-			}
-			for s := range 50 {
-				key := fmt.Sprintf("user-%d", s)
-				row, _, err := reader.Get(w.ctx, "own", key, readmodel.Fresh{}) // without a token
-				var events int64
-				if err == nil {
-					events, err = countOf(row)
-				}
-				if err == nil && events < last[key] {
-					err = fmt.Errorf("%s went back from %d to %d events", key, last[key], events)
-				}
-				if err != nil {
-					select {
-					case failures <- fmt.Errorf("reading %s: %w", key, err):
-					default:
-					}
-					return
-				}
-				last[key] = events
-				n++
-			}
-		}
-	}()
-	stopWriting, written := make(chan struct{}), make(chan struct{})
-	go func() {
-		defer close(written)
-		for i := 0; ; i++ {
-			select {
-			case <-stopWriting:
-				return
-			case <-time.After(2 * time.Millisecond):
-				e := w.event(fmt.Sprintf("user-%d", i%50), fmt.Sprint(i))
-				w.append(e)
-			}
-		}
-	}()
+	stopReading := w.reading(w.reader(), 50)
+	stopWriting := w.writing(50)
 	r := w.rebuilder()
 	for range 2 {
 		done, err := r.Run(w.ctx, "own", Options{}, nil)
@@ -237,16 +185,75 @@ func TestReadersWalkThroughPromotionAndRollBack(t *testing.T) {
 		_, err = r.Retire(w.ctx, "own", done.Version)
 		require.ErrorIs(t, err, readmodel.ErrServing)
 	}
-	close(stopWriting)
-	<-written
-	close(stopReading)
-	n := <-reads
-	select {
-	case err := <-failures:
-		require.NoError(t, err)
-	default:
-	}
+	stopWriting()
+	n, err := stopReading()
+	require.NoError(t, err)
 	require.Greater(t, n, 100)
+}
+
+// reader returns one that hears of changes.
+func (w *world) reader() *readmodel.Reader {
+	w.t.Helper()
+	watcher := readmodel.NewWatcher(w.url(), slog.New(slog.DiscardHandler))
+	watching, stop := context.WithCancel(w.ctx)
+	watched := make(chan struct{})
+	go func() { defer close(watched); watcher.Run(watching) }()
+	reader, err := readmodel.NewReader(w.ctx, readmodel.Config{}, w.pool, readmodel.NewPlans(w.contracts), watcher)
+	require.NoError(w.t, err)
+	w.t.Cleanup(func() { reader.Close(); stop(); <-watched })
+	return reader
+}
+
+// reading reads the rows of own over and over, without tokens, until stop is
+// called or one goes back. It returns how many it has read.
+func (w *world) reading(reader *readmodel.Reader, streams int) (stop func() (n int, err error)) {
+	stopping, done := make(chan struct{}), make(chan struct{})
+	var n int
+	var failure error
+	go func() {
+		defer close(done)
+		for last := make(map[string]int64); failure == nil; n++ {
+			select {
+			case <-stopping:
+				return
+			default:
+			}
+			key := fmt.Sprintf("user-%d", n%streams)
+			failure = readOn(w.ctx, reader, key, last)
+		}
+	}()
+	return func() (int, error) { close(stopping); <-done; return n, failure }
+}
+
+// readOn reads a row, which must not have fewer events than it had before.
+func readOn(ctx context.Context, reader *readmodel.Reader, key string, last map[string]int64) error {
+	row, _, err := reader.Get(ctx, "own", key, readmodel.Fresh{})
+	if err != nil {
+		return fmt.Errorf("reading %s: %w", key, err)
+	}
+	events, err := countOf(row)
+	if err == nil && events < last[key] {
+		err = fmt.Errorf("%s went back from %d to %d events", key, last[key], events)
+	}
+	last[key] = events
+	return err
+}
+
+// writing appends to streams in turn until stop is called.
+func (w *world) writing(streams int) (stop func()) {
+	stopping, done := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(done)
+		for i := 0; ; i++ {
+			select {
+			case <-stopping:
+				return
+			case <-time.After(2 * time.Millisecond):
+				w.append(w.event(fmt.Sprintf("user-%d", i%streams), fmt.Sprint(i)))
+			}
+		}
+	}()
+	return func() { close(stopping); <-done }
 }
 
 // A version that lacks an event which the serving one has shown is not promoted.
