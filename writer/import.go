@@ -2,12 +2,9 @@ package main
 
 import (
 	"context"
-	"crypto/tls"
-	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net/http"
 	"os"
 	"path/filepath"
 	"text/tabwriter"
@@ -18,10 +15,10 @@ import (
 
 // importCommand sends a history to a writer's API.
 type importCommand struct {
+	remote `embed:""`
+
 	File      string        `arg:"" optional:"" default:"-" help:"File of lines, each a body of POST /v1/append; - is standard input."`
 	WriterURL string        `name:"writer-url" help:"API of the writer." default:"http://127.0.0.1:8080" placeholder:"URL" env:"REFOLD_WRITER_URL"`
-	TokenFile string        `help:"File with a bearer token that may append, for APIs with --auth=oidc." type:"existingfile" placeholder:"FILE"`
-	CAFile    string        `name:"ca-file" help:"Certificates (PEM) by which the API is trusted." type:"existingfile" placeholder:"FILE"`
 	Name      string        `help:"Name of the import; the file's where it is empty. Events without an id get one that is made of it, the line's number and its contents, so that importing a line again appends nothing." placeholder:"NAME"`
 	From      int64         `help:"Line to begin with, where an earlier run has come so far." default:"1"`
 	Patience  time.Duration `help:"How long to try again while the writer cannot be reached and no line gets through." default:"2m"`
@@ -45,7 +42,7 @@ func (c *importCommand) Run(ctx context.Context) error {
 	if c.Name == "" {
 		c.Name = filepath.Base(c.File)
 	}
-	client, err := c.client()
+	client, err := c.client(0)
 	if err != nil {
 		return err
 	}
@@ -69,22 +66,6 @@ func (c *importCommand) Run(ctx context.Context) error {
 		return fmt.Errorf("importing %s: %d of %d lines were refused", c.File, run.outcome.Refused, run.outcome.Lines)
 	}
 	return nil
-}
-
-func (c *importCommand) client() (*http.Client, error) {
-	transport := http.DefaultTransport.(*http.Transport).Clone()
-	if c.CAFile != "" {
-		raw, err := os.ReadFile(c.CAFile)
-		if err != nil {
-			return nil, fmt.Errorf("reading --ca-file: %w", err)
-		}
-		roots := x509.NewCertPool()
-		if !roots.AppendCertsFromPEM(raw) {
-			return nil, service.Usage(fmt.Errorf("--ca-file: %s holds no certificate", c.CAFile))
-		}
-		transport.TLSClientConfig = &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12}
-	}
-	return &http.Client{Transport: transport}, nil
 }
 
 // importOutcome is what an import has done.

@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"os"
 	"strings"
 	"sync"
 	"time"
@@ -191,12 +190,8 @@ func (r *importRun) attempt(ctx context.Context) error {
 		return service.Usage(err)
 	}
 	req.Header.Set("Content-Type", "application/x-ndjson")
-	if r.command.TokenFile != "" {
-		raw, err := os.ReadFile(r.command.TokenFile) // it may be renewed while the import goes on
-		if err != nil {
-			return fmt.Errorf("reading --token-file: %w", err)
-		}
-		req.Header.Set("Authorization", "Bearer "+strings.TrimSpace(string(raw)))
+	if err := r.command.authorize(req); err != nil {
+		return err
 	}
 	res, err := r.client.Do(req)
 	if err != nil {

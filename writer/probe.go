@@ -4,15 +4,12 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
-	"crypto/tls"
-	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net/http"
 	"net/url"
-	"os"
 	"strings"
 	"time"
 
@@ -22,6 +19,8 @@ import (
 // probeCommand walks the whole path of an installation as a client does: an
 // append, the row that it makes, and what the row has to hold.
 type probeCommand struct {
+	remote `embed:""`
+
 	WriterURL  string        `name:"writer-url" help:"API of the writer." default:"http://127.0.0.1:8080" placeholder:"URL"`
 	QueriesURL string        `name:"queries-url" help:"API of the query service." default:"http://127.0.0.1:8081" placeholder:"URL"`
 	Category   string        `help:"Category to append to." default:"User"`
@@ -31,13 +30,11 @@ type probeCommand struct {
 	ReadModel  string        `help:"Read model that has to show it; empty only appends." default:"rm_users"`
 	Key        string        `help:"Key of the row; the stream where it is empty."`
 	Wait       time.Duration `help:"How long the event may take to the row." default:"10s"`
-	TokenFile  string        `help:"File with a bearer token that may append and query, for APIs with --auth=oidc." type:"existingfile" placeholder:"FILE"`
-	CAFile     string        `name:"ca-file" help:"Certificates (PEM) by which the APIs are trusted." type:"existingfile" placeholder:"FILE"`
 }
 
 // Run appends, waits, and says how long each took.
 func (c *probeCommand) Run(ctx context.Context) error {
-	client, err := c.client()
+	client, err := c.client(c.Wait + 10*time.Second)
 	if err != nil {
 		return err
 	}
@@ -72,22 +69,6 @@ func quote(s string) string {
 	return string(raw)
 }
 
-func (c *probeCommand) client() (*http.Client, error) {
-	transport := http.DefaultTransport.(*http.Transport).Clone()
-	if c.CAFile != "" {
-		raw, err := os.ReadFile(c.CAFile)
-		if err != nil {
-			return nil, fmt.Errorf("reading --ca-file: %w", err)
-		}
-		roots := x509.NewCertPool()
-		if !roots.AppendCertsFromPEM(raw) {
-			return nil, service.Usage(fmt.Errorf("--ca-file: %s holds no certificate", c.CAFile))
-		}
-		transport.TLSClientConfig = &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12}
-	}
-	return &http.Client{Transport: transport, Timeout: c.Wait + 10*time.Second}, nil
-}
-
 // call asks once and again while the answer is 503, which says that time may mend
 // it, as long as c.Wait.
 func (c *probeCommand) call(ctx context.Context, client *http.Client, method, base, path, body, token string, into any) (http.Header, error) {
@@ -110,14 +91,6 @@ func (c *probeCommand) call(ctx context.Context, client *http.Client, method, ba
 	}
 }
 
-// refused is an answer that is no success.
-type refused struct {
-	status int
-	body   string
-}
-
-func (e *refused) Error() string { return fmt.Sprintf("status %d: %s", e.status, e.body) }
-
 func (c *probeCommand) once(ctx context.Context, client *http.Client, method, target, body, key, token string, into any) (http.Header, error) {
 	r, err := http.NewRequestWithContext(ctx, method, target, bytes.NewBufferString(body))
 	if err != nil {
@@ -131,12 +104,8 @@ func (c *probeCommand) once(ctx context.Context, client *http.Client, method, ta
 		r.Header.Set("Refold-Token", token)
 		r.Header.Set("Refold-Wait", min(c.Wait, 30*time.Second).String())
 	}
-	if c.TokenFile != "" {
-		raw, err := os.ReadFile(c.TokenFile)
-		if err != nil {
-			return nil, fmt.Errorf("reading --token-file: %w", err)
-		}
-		r.Header.Set("Authorization", "Bearer "+strings.TrimSpace(string(raw)))
+	if err := c.authorize(r); err != nil {
+		return nil, err
 	}
 	answer, err := client.Do(r)
 	if err != nil {

@@ -30,25 +30,8 @@ func RegisterParked(mux *http.ServeMux, p *engine.Parked, log *slog.Logger) {
 		"POST /v1/projections/{name}/parked/{stream}/skip":  a.ask("skip"),
 		"GET /v1/projections/{name}/requests/{id}":          a.get,
 	} {
-		mux.Handle(pattern, a.handle(f))
+		mux.Handle(pattern, answering(a.log, parkedProblem, f))
 	}
-}
-
-func (a *parked) handle(f func(http.ResponseWriter, *http.Request) error) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		err := acceptable(r)
-		if err == nil {
-			err = f(w, r)
-		}
-		if err == nil {
-			return
-		}
-		p := parkedProblem(err)
-		if p.Status >= http.StatusInternalServerError {
-			a.log.Warn("request failed", "method", r.Method, "path", r.URL.Path, "err", err)
-		}
-		p.Write(w)
-	})
 }
 
 func parkedProblem(err error) *problem.Problem {

@@ -41,24 +41,8 @@ func RegisterRebuilds(mux *http.ServeMux, r *rebuilder.Rebuilder, log *slog.Logg
 		"POST /v1/rebuilds/{id}/resume":                 act(r.Resume),
 		"POST /v1/rebuilds/{id}/promote":                a.promote,
 	} {
-		mux.Handle(pattern, a.handle(f))
+		mux.Handle(pattern, answering(a.log, rebuildProblem, f))
 	}
-}
-
-func (a *rebuilds) handle(f func(http.ResponseWriter, *http.Request) error) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		err := acceptable(r)
-		if err == nil {
-			err = f(w, r)
-		}
-		if err != nil {
-			p := rebuildProblem(err)
-			if p.Status >= http.StatusInternalServerError {
-				a.log.Warn("request failed", "method", r.Method, "path", r.URL.Path, "err", err)
-			}
-			p.Write(w)
-		}
-	})
 }
 
 func rebuildProblem(err error) *problem.Problem {

@@ -1,5 +1,7 @@
 package avro
 
+import "github.com/refoldhq/refold/pkg/strictjson"
+
 // AppendJSON appends a payload to dst as JSON, by the rules of [Schema.EncodeJSON],
 // with the fields in the schema's order. It walks the payload as [Schema.Scan]
 // does; the error wraps [ErrCorrupt].
@@ -104,7 +106,7 @@ func (c *cursor) jsonItems(dst []byte, n *resolved, open, close byte) ([]byte, e
 			if err != nil {
 				return nil, err
 			}
-			dst = append(AppendQuoted(dst, key), ':')
+			dst = append(strictjson.AppendText(dst, key), ':')
 		}
 		if dst, err = c.json(dst, n.items); err != nil {
 			return nil, err
@@ -152,4 +154,4 @@ func (n *resolved) promote(v *Value) error {
 }
 
 // Quote returns text as a JSON string.
-func Quote(text string) string { return string(AppendQuoted(nil, []byte(text))) }
+func Quote(text string) string { return string(strictjson.AppendText(nil, []byte(text))) }

@@ -5,11 +5,11 @@ import (
 	"math"
 	"math/big"
 	"strconv"
-	"unicode/utf8"
 
 	"github.com/google/uuid"
 
 	"github.com/refoldhq/refold/pkg/event"
+	"github.com/refoldhq/refold/pkg/strictjson"
 )
 
 // Value is one decoded value. Which of its parts has a meaning follows from its
@@ -159,7 +159,7 @@ func (v Value) AppendJSON(dst []byte) []byte {
 	case Null:
 		return append(dst, "null"...)
 	case String, Enum, UUID:
-		return AppendQuoted(dst, v.Bytes)
+		return strictjson.AppendText(dst, v.Bytes)
 	case Bytes:
 		dst = append(dst, '"')
 		dst = base64.StdEncoding.AppendEncode(dst, v.Bytes)
@@ -201,34 +201,4 @@ func appendJSONFloat(dst []byte, f float64, bits int) []byte {
 		return strconv.AppendFloat(dst, f, 'e', -1, bits)
 	}
 	return strconv.AppendFloat(dst, f, 'f', -1, bits)
-}
-
-const hexDigits = "0123456789abcdef"
-
-// AppendQuoted appends text, which must be valid UTF-8, as a JSON string.
-func AppendQuoted(dst, text []byte) []byte {
-	dst = append(dst, '"')
-	start := 0
-	for i := 0; i < len(text); i++ {
-		c := text[i]
-		if c >= utf8.RuneSelf || c >= 0x20 && c != '"' && c != '\\' {
-			continue
-		}
-		dst = append(dst, text[start:i]...)
-		start = i + 1
-		switch c {
-		case '"', '\\':
-			dst = append(dst, '\\', c)
-		case '\n':
-			dst = append(dst, '\\', 'n')
-		case '\r':
-			dst = append(dst, '\\', 'r')
-		case '\t':
-			dst = append(dst, '\\', 't')
-		default:
-			dst = append(dst, '\\', 'u', '0', '0', hexDigits[c>>4], hexDigits[c&15])
-		}
-	}
-	dst = append(dst, text[start:]...)
-	return append(dst, '"')
 }

@@ -205,10 +205,27 @@ var sharedKafka = sync.OnceValues(func() (brokers []string, err error) {
 func RealKafka(t testing.TB) []string {
 	t.Helper()
 	brokers, err := sharedKafka()
+	requireKafka(t, err)
+	return brokers
+}
+
+// OwnKafka starts real brokers for one test, which may do to them what it likes.
+// Where none can be had it is as with [RealKafka].
+func OwnKafka(t testing.TB, cfg KafkaConfig) *Kafka {
+	t.Helper()
+	starting, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
+	defer cancel()
+	cluster, err := StartKafka(starting, cfg)
+	requireKafka(t, err)
+	t.Cleanup(func() { require.NoError(t, cluster.Close()) })
+	return cluster
+}
+
+func requireKafka(t testing.TB, err error) {
+	t.Helper()
 	if errors.Is(err, ErrNoKafka) && os.Getenv("CI") != "true" {
 		fmt.Fprintf(os.Stderr, "\n*** %s DID NOT RUN: %v\n\n", t.Name(), err)
 		t.Skip(err)
 	}
 	require.NoError(t, err, "starting Kafka")
-	return brokers
 }

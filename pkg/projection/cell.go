@@ -166,7 +166,7 @@ func (c *cell) append(dst []byte, t valueType) []byte {
 	case avro.JSON:
 		return append(dst, c.b...)
 	default:
-		return strictjson.AppendJSONBText(dst, c.b)
+		return strictjson.AppendText(dst, c.b)
 	}
 }
 

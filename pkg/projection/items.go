@@ -146,7 +146,7 @@ func appendItemKey(dst, key []byte, kind avro.Kind) []byte {
 	if kind == avro.Long {
 		return append(dst, key...)
 	}
-	return strictjson.AppendJSONBText(dst, key)
+	return strictjson.AppendText(dst, key)
 }
 
 func (s *items) appendMap(dst []byte) []byte {
@@ -160,7 +160,7 @@ func (s *items) appendMap(dst []byte) []byte {
 			if len(dst) > first {
 				dst = append(dst, ", "...)
 			}
-			dst = append(strictjson.AppendJSONBText(dst, s.list[i].key), ": "...)
+			dst = append(strictjson.AppendText(dst, s.list[i].key), ": "...)
 			dst = append(dst, s.list[i].value...)
 		}
 	}
@@ -194,7 +194,7 @@ func (s *items) appendState(dst []byte, t valueType, categories []string) []byte
 		if i > 0 {
 			dst = append(dst, ", "...)
 		}
-		dst = append(strictjson.AppendJSONBText(dst, x.key), ": "...)
+		dst = append(strictjson.AppendText(dst, x.key), ": "...)
 		if t.shape == ShapeMap {
 			dst = append(dst, '[')
 		}

@@ -11,8 +11,8 @@ import (
 	"sync"
 	"time"
 
-	"github.com/refoldhq/refold/pkg/avro"
 	"github.com/refoldhq/refold/pkg/readmodel"
+	"github.com/refoldhq/refold/pkg/strictjson"
 )
 
 // changes is GET /v1/read-models/{name}/changes: server-sent events. Each has an
@@ -218,7 +218,7 @@ func encodeChange(c *readmodel.Change) []byte {
 		return append(append(append(b, `,"token":"`...), c.Token...), "\"}\n\n"...)
 	}
 	b = append(b, "\ndata: {\"key\":"...)
-	b = avro.AppendQuoted(b, []byte(c.Key))
+	b = strictjson.AppendText(b, []byte(c.Key))
 	b = append(b, `,"row":`...)
 	if c.Row == nil {
 		b = append(b, "null"...)

@@ -7,8 +7,8 @@ import (
 	"strconv"
 	"time"
 
-	"github.com/refoldhq/refold/pkg/avro"
 	"github.com/refoldhq/refold/pkg/readmodel"
+	"github.com/refoldhq/refold/pkg/strictjson"
 )
 
 const ndjsonMedia = "application/x-ndjson"
@@ -78,7 +78,7 @@ func (e *exporting) row(key string, data []byte) error {
 		_ = e.control.SetWriteDeadline(time.Now().Add(writeTimeout)) // not every writer has deadlines
 	}
 	e.rows++
-	e.line = avro.AppendQuoted(append(e.line[:0], `{"key":`...), []byte(key))
+	e.line = strictjson.AppendText(append(e.line[:0], `{"key":`...), []byte(key))
 	e.line = e.fields.appendRow(append(e.line, `,"row":`...), data, key)
 	e.line = append(e.line, "}\n"...)
 	_, err := e.out.Write(e.line)
@@ -87,8 +87,8 @@ func (e *exporting) row(key string, data []byte) error {
 
 func (e *exporting) end() error {
 	line := append([]byte(`{"rows":`), strconv.Itoa(e.rows)...)
-	line = avro.AppendQuoted(append(line, `,"token":`...), []byte(e.from.TokenText()))
-	line = avro.AppendQuoted(append(line, `,"changes":`...), []byte(e.from.ChangeID()))
+	line = strictjson.AppendText(append(line, `,"token":`...), []byte(e.from.TokenText()))
+	line = strictjson.AppendText(append(line, `,"changes":`...), []byte(e.from.ChangeID()))
 	e.out.Write(append(line, "}\n"...)) // a client that has gone needs no answer
 	e.out.Flush()
 	return nil

@@ -8,7 +8,6 @@ import (
 	"net/url"
 	"strconv"
 
-	"github.com/refoldhq/refold/pkg/avro"
 	"github.com/refoldhq/refold/pkg/problem"
 	"github.com/refoldhq/refold/pkg/readmodel"
 	"github.com/refoldhq/refold/pkg/strictjson"
@@ -70,7 +69,7 @@ func renderPage(page *readmodel.Page, fields selection) []byte {
 	if page.Next == "" {
 		b = append(b, "null"...)
 	} else {
-		b = avro.AppendQuoted(b, []byte(page.Next))
+		b = strictjson.AppendText(b, []byte(page.Next))
 	}
 	if page.Count != nil {
 		b = strconv.AppendInt(append(b, `,"count":`...), *page.Count, 10)

@@ -6,9 +6,9 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/refoldhq/refold/pkg/avro"
 	"github.com/refoldhq/refold/pkg/projection"
 	"github.com/refoldhq/refold/pkg/readmodel"
+	"github.com/refoldhq/refold/pkg/strictjson"
 )
 
 // selection is the fields of a row that a client wants, in its order; nil for the
@@ -61,10 +61,10 @@ func (s selection) appendRow(b []byte, row json.RawMessage, key string) []byte {
 		if i > 0 {
 			b = append(b, ',')
 		}
-		b = append(avro.AppendQuoted(b, []byte(name)), ':')
+		b = append(strictjson.AppendText(b, []byte(name)), ':')
 		switch {
 		case name == "key":
-			b = avro.AppendQuoted(b, []byte(key))
+			b = strictjson.AppendText(b, []byte(key))
 		case members[name] == nil: // a field that the row was written before
 			b = append(b, "null"...)
 		default:

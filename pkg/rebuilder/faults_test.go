@@ -2,9 +2,7 @@ package rebuilder
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"os"
 	"strings"
 	"sync"
 	"testing"
@@ -100,12 +98,7 @@ func TestPostgresIsRestartedInEachStep(t *testing.T) {
 // The broker is restarted in each step that reads from it.
 func TestBrokerIsRestartedInEachStep(t *testing.T) {
 	t.Parallel()
-	kafka, err := devstack.StartKafka(t.Context(), devstack.KafkaConfig{Nodes: 1})
-	if errors.Is(err, devstack.ErrNoKafka) && os.Getenv("CI") != "true" {
-		t.Skip(err)
-	}
-	require.NoError(t, err)
-	t.Cleanup(func() { require.NoError(t, kafka.Close()) })
+	kafka := devstack.OwnKafka(t, devstack.KafkaConfig{Nodes: 1})
 	w, _ := ownPostgres(t, kafka.Brokers(), ownYAML)
 	w.history(60, 4)
 	w.follow()

@@ -61,7 +61,7 @@ func (c *JSONB) value(dst []byte, depth int) ([]byte, error) {
 		if err != nil {
 			return dst, err
 		}
-		return AppendJSONBText(dst, raw), nil
+		return AppendText(dst, raw), nil
 	case b == '-' || b >= '0' && b <= '9':
 		return c.number(dst)
 	}
@@ -128,7 +128,7 @@ func (c *JSONB) object(dst []byte, depth int) (_ []byte, err error) {
 		if !c.next(':') {
 			return dst, errNotJSON
 		}
-		if dst, err = c.value(append(AppendJSONBText(dst, m.name), ": "...), depth+1); err != nil {
+		if dst, err = c.value(append(AppendText(dst, m.name), ": "...), depth+1); err != nil {
 			return dst, err
 		}
 		m.end = len(dst)
@@ -228,8 +228,8 @@ func (c *JSONB) unit() (rune, bool) {
 	return rune(n), err == nil
 }
 
-// AppendJSONBText appends text, which is valid UTF-8, as a JSON string with Postgres's escapes.
-func AppendJSONBText(dst, text []byte) []byte {
+// AppendText appends text, which is valid UTF-8, as a JSON string with Postgres's escapes.
+func AppendText(dst, text []byte) []byte {
 	const digits = "0123456789abcdef"
 	dst = append(dst, '"')
 	start := 0

@@ -6,10 +6,8 @@ package failover
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
-	"os"
 	"sync"
 	"testing"
 	"time"
@@ -33,21 +31,6 @@ const (
 	waitLimit = 90 * time.Second
 	slots     = 32
 )
-
-// threeBrokers is a cluster that replicates to three and acknowledges from two on.
-func threeBrokers(t *testing.T) *devstack.Kafka {
-	t.Helper()
-	starting, cancel := context.WithTimeout(ctx, 3*time.Minute)
-	defer cancel()
-	cluster, err := devstack.StartKafka(starting, devstack.KafkaConfig{Nodes: 3})
-	if errors.Is(err, devstack.ErrNoKafka) && os.Getenv("CI") != "true" {
-		fmt.Fprintf(os.Stderr, "\n*** %s DID NOT RUN: %v\n\n", t.Name(), err)
-		t.Skip(err)
-	}
-	require.NoError(t, err)
-	t.Cleanup(func() { require.NoError(t, cluster.Close()) })
-	return cluster
-}
 
 // log appends to a category of 32 slots in 8 partitions.
 type log struct {
@@ -212,7 +195,7 @@ func (l *log) verify(pool *pgxpool.Pool) relay.TopicReport {
 // Brokers die and come back, leaders move, relays come and go, all under load:
 // nothing is lost, and first occurrences stay in order.
 func TestBrokersFailUnderLivingRelays(t *testing.T) {
-	cluster := threeBrokers(t)
+	cluster := devstack.OwnKafka(t, devstack.KafkaConfig{Nodes: 3}) // it replicates to three and acknowledges from two on
 	server, err := devstack.StartPostgres(ctx, devstack.PostgresConfig{})
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, server.Close()) })
