@@ -1,7 +1,6 @@
 package projection
 
 import (
-	"fmt"
 	"math/big"
 	"slices"
 	"sort"
@@ -394,124 +393,6 @@ func (c *compiler) merge(f *fieldDef, o opDef, kind opKind, s scope, col *column
 	}
 	col.merge = m
 	return nil
-}
-
-func (c *compiler) children(f *fieldDef, s scope) (Field, error) {
-	if s.shared {
-		return Field{}, c.d.errorf(f.at, "children are not possible for rows that several streams feed: their changes from two partitions have no order")
-	}
-	if s.child {
-		return Field{}, c.d.errorf(f.at, "children have no children")
-	}
-	d := f.children
-	i := newColumn(f, s)
-	child := &childPlan{}
-	name := d.key.parts[0].path
-	if len(name) == 0 {
-		return Field{}, c.d.errorf(d.key.parts[0].at, "the key of children is a field: want Event.field")
-	}
-	keyName := name[len(name)-1]
-	if slices.ContainsFunc(d.fields, func(x fieldDef) bool { return x.name == keyName }) {
-		return Field{}, c.d.errorf(d.at, "the field %s is the children's key, so nothing else may feed it", keyName)
-	}
-	child.key = newColumn(&fieldDef{name: keyName}, scope{columns: &child.columns})
-	ops := make(map[*avro.EventType]int) // of a program, by event type
-	var keys typer
-	var how []string
-	own := func(t *avro.EventType, drop bool) (*op, error) {
-		p := c.program(t)
-		if k, ok := ops[t]; ok && !drop {
-			return &p.ops[k], nil
-		}
-		r, ok := keyIn(d.key, t)
-		if !ok {
-			return nil, c.d.errorf(d.key.at, "the key of the children says nothing of the event %s, which feeds them", t.Name)
-		}
-		operand, err := c.operand(t, r, nil)
-		if err == nil && !countable(operand.typ.kind) {
-			err = c.d.errorf(r.at, "the key of children is a text, a whole number, a decimal or a time, not of the type %s", operand.typ)
-		}
-		if err == nil && !keys.take(operand.typ) {
-			err = c.d.errorf(r.at, "%s of %s is of the type %s, in another event of the type %s", strings.Join(r.path, "."), t.Name, operand.typ, keys.typ)
-		}
-		if err != nil {
-			return nil, err
-		}
-		p.ops = append(p.ops, op{column: i, kind: opChild, key: operand.source, when: none, drop: drop})
-		if !drop {
-			ops[t] = len(p.ops) - 1
-		}
-		how = append(how, origin(t)+": by "+operand.words)
-		return &p.ops[len(p.ops)-1], nil
-	}
-	inside := scope{columns: &child.columns, child: true, emit: func(t *avro.EventType, o op) error {
-		to, err := own(t, false)
-		if err == nil {
-			to.child = append(to.child, o)
-		}
-		return err
-	}}
-	fields, err := c.fields(d.fields, inside)
-	if err != nil {
-		return Field{}, err
-	}
-	for _, r := range d.remove {
-		if len(r.path) > 0 || r.value != nil || r.transforms != nil {
-			return Field{}, c.d.errorf(r.at, "remove names events, not %s: the key says which child", r)
-		}
-		types, err := c.eventTypes(r)
-		if err != nil {
-			return Field{}, err
-		}
-		for _, t := range types {
-			o, err := own(t, true)
-			if err != nil {
-				return Field{}, err
-			}
-			if o.when, err = c.condition(t, r); err != nil {
-				return Field{}, err
-			}
-			how = append(how, origin(t)+": remove "+fmt.Sprint(r.when != nil, whenText(r)))
-		}
-	}
-	child.columns[child.key].typ = keys.typ
-	child.fields = append([]Field{{Name: keyName, Kind: keys.typ.kind, Scale: keys.typ.scale, Key: true, column: child.key}}, fields...)
-	child.layout = newLayout(child.fields, child.columns)
-	typ := valueType{kind: avro.JSON, shape: ShapeChildren, items: keys.typ.kind, children: child}
-	for _, t := range c.types {
-		if p := c.plan.programs[t.Category][t.Name]; p != nil {
-			for k := range p.ops {
-				if p.ops[k].column == i {
-					p.ops[k].typ = typ
-				}
-			}
-		}
-	}
-	for _, o := range f.ops { // clear
-		types, err := c.eventTypes(o.ref)
-		if err != nil {
-			return Field{}, err
-		}
-		for _, t := range types {
-			when, err := c.condition(t, o.ref)
-			if err != nil {
-				return Field{}, err
-			}
-			p := c.program(t)
-			p.ops = append(p.ops, op{column: i, typ: typ, kind: opEmpty, when: when})
-			how = append(how, origin(t)+": clear "+whenText(o.ref))
-		}
-	}
-	col := &(*s.columns)[i]
-	col.typ = typ
-	for k := range child.columns {
-		for _, words := range child.columns[k].how {
-			how = append(how, words+" into "+child.columns[k].name)
-		}
-	}
-	slices.Sort(how)
-	col.how = how
-	return Field{Name: f.name, Kind: avro.JSON, Shape: ShapeChildren, Fields: child.fields, column: i}, nil
 }
 
 func whenText(r ref) string {
