@@ -19,7 +19,7 @@ type importCommand struct {
 
 	File      string        `arg:"" optional:"" default:"-" help:"File of lines, each a body of POST /v1/append; - is standard input."`
 	WriterURL string        `name:"writer-url" help:"API of the writer." default:"http://127.0.0.1:8080" placeholder:"URL" env:"REFOLD_WRITER_URL"`
-	Name      string        `help:"Name of the import; the file's where it is empty. Events without an id get one that is made of it, the line's number and its contents, so that importing a line again appends nothing." placeholder:"NAME"`
+	Name      string        `help:"Name of the import; the file's (without its folders) where it is empty. Another file under the same name is taken for the same import. Events without an id get one that is made of it, the line's number and its contents, so that importing a line again appends nothing." placeholder:"NAME"`
 	From      int64         `help:"Line to begin with, where an earlier run has come so far." default:"1"`
 	Patience  time.Duration `help:"How long to try again while the writer cannot be reached and no line gets through." default:"2m"`
 	Output    string        `short:"o" help:"Form of the output: table or json." enum:"table,json" default:"table"`
@@ -30,6 +30,9 @@ const shownRefusals = 20
 
 // Run imports, and says how many lines had which outcome.
 func (c *importCommand) Run(ctx context.Context) error {
+	if c.File == "-" && c.Name == "" {
+		return service.Usage(errors.New("standard input has no name of its own, by which a line that comes again is known: give the import one with --name"))
+	}
 	in := os.Stdin
 	if c.File != "-" {
 		file, err := os.Open(c.File)

@@ -176,3 +176,8 @@ func TestStampIsTheSameEachTime(t *testing.T) {
 		require.Equal(t, odd, string(stamp("n", 1, []byte(odd))))
 	}
 }
+
+// Two pipes must not be taken for one import.
+func TestStandardInputNeedsAName(t *testing.T) {
+	require.ErrorContains(t, (&importCommand{File: "-"}).Run(t.Context()), "--name")
+}
