@@ -152,6 +152,3 @@ func (n *resolved) promote(v *Value) error {
 	}
 	return nil
 }
-
-// Quote returns text as a JSON string.
-func Quote(text string) string { return string(strictjson.AppendText(nil, []byte(text))) }

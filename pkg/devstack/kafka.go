@@ -201,18 +201,6 @@ func (k *Kafka) java(ctx context.Context, class string, args ...string) *exec.Cm
 	return cmd
 }
 
-// Admin runs one of Kafka's own admin tools, such as
-// org.apache.kafka.tools.TopicCommand, against the cluster and returns what it
-// prints.
-func (k *Kafka) Admin(ctx context.Context, class string, args ...string) (string, error) {
-	args = append([]string{"--bootstrap-server", strings.Join(k.Brokers(), ",")}, args...)
-	out, err := k.java(ctx, class, args...).CombinedOutput()
-	if err != nil {
-		return "", fmt.Errorf("running %s: %w\n%s", class, err, out)
-	}
-	return string(out), nil
-}
-
 func (k *Kafka) launch(n *node) (err error) {
 	// The process outlives every context of a caller; Stop, Kill and Close end it.
 	cmd := k.java(context.Background(), "kafka.Kafka", k.config(n))

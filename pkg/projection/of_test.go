@@ -237,3 +237,26 @@ func ExampleOf() {
 	// remove: ["UserDeleted"]
 	// indexes: [{fields: [email], unique: true}]
 }
+
+// Every way to key rows makes the plan of the same key in YAML.
+func TestKeysOfStructsMakeThePlanOfTheirYAML(t *testing.T) {
+	t.Parallel()
+	contracts, err := avro.LoadContracts(orders)
+	require.NoError(t, err)
+	type counted struct {
+		N int64 `refold:"count=Placed"`
+	}
+	for key, option := range map[string]projection.Option{
+		"[customer, lines]": projection.Key("customer", "lines"),
+		"customer":          projection.Key("customer"),
+		"{from: [Placed.customer, Placed.address.city]}": projection.KeyFrom("Placed.customer", "Placed.address.city"),
+		"{each: tags}":             projection.KeyEach("tags"),
+		"{bucket: $time, by: day}": projection.KeyBucket("$time", "day"),
+		"{constant: all}":          projection.KeyConstant("all"),
+	} {
+		plan, err := projection.Compile(projection.Of[counted]("n", projection.Category("Order"), option), contracts)
+		require.NoError(t, err, key)
+		same := compileText(t, contracts, "projection: n\ncategory: Order\nkey: "+key+"\nfields: {n: {count: Placed}}\n")
+		require.Equal(t, same.Hash(), plan.Hash(), key)
+	}
+}

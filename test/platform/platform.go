@@ -95,9 +95,6 @@ func (s *Stack) Writer(args ...string) *Program { return s.start("writer", "serv
 // Dev starts `writer dev`, with servers of its own when the stack names none.
 func (s *Stack) Dev(args ...string) *Program { return s.start("writer", "dev", args) }
 
-// Relay starts `writer relay`.
-func (s *Stack) Relay(args ...string) *Program { return s.start("writer", "relay", args) }
-
 // Projector starts `projector run`.
 func (s *Stack) Projector(args ...string) *Program { return s.start("projector", "run", args) }
 

@@ -97,13 +97,6 @@ func (p *Program) exited() chan struct{} {
 	return p.done
 }
 
-// Pid returns the process id.
-func (p *Program) Pid() int {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.cmd.Process.Pid
-}
-
 // Kill ends the process as kill -9 does, and waits for its end.
 func (p *Program) Kill() {
 	p.signal(syscall.SIGCONT)
