@@ -23,10 +23,14 @@ import (
 	"github.com/refoldhq/refold/pkg/postgres"
 )
 
-// start runs a store with settings of the test's own, which logs into log.
-func start(t testing.TB, pool *pgxpool.Pool, cfg eventstore.Config, log io.Writer) *eventstore.Store {
+// start runs a store with settings of the test's own, which logs into log, and
+// with the bugs that plant puts into it.
+func start(t testing.TB, pool *pgxpool.Pool, cfg eventstore.Config, log io.Writer, plant ...func(*eventstore.Store)) *eventstore.Store {
 	t.Helper()
 	store := eventstore.New(cfg, slog.New(slog.NewTextHandler(log, nil)), prometheus.NewRegistry())
+	for _, p := range plant {
+		p(store)
+	}
 	require.NoError(t, store.EnsureCategories(ctx, pool, categories))
 	running, stop := context.WithCancel(ctx)
 	done := make(chan struct{})
@@ -116,6 +120,31 @@ func TestCommitWhoseAnswerIsLost(t *testing.T) {
 			requireLog(t, pool, 4)
 		})
 	}
+}
+
+// What was answered is in the log, whatever becomes of the connection: a store that
+// answers first has lost it when the COMMIT never arrives.
+func TestAnswersComeAfterTheCommit(t *testing.T) {
+	t.Parallel()
+	lost := func(plant ...func(*eventstore.Store)) bool {
+		pool := devstack.MigratedDatabase(t)
+		proxy, through, _ := proxied(t, pool)
+		store := start(t, pool, eventstore.Config{DatabaseURL: through, TripTimeout: 3 * time.Second, ResolveWithin: 4 * time.Second}, io.Discard, plant...)
+		proxy.HoldWhen(devstack.ToServer, hasMark)
+		answered := appending(store, marked("a", true))
+		proxy.AwaitHeld(devstack.ToServer)
+		proxy.Refuse()
+		proxy.Cut()
+		a := <-answered
+		if a.err != nil {
+			require.ErrorIs(t, a.err, eventstore.ErrOutcomeUnknown)
+		}
+		var there int
+		require.NoError(t, pool.QueryRow(ctx, `select count(*) from refold.event where stream = 'a'`).Scan(&there))
+		return a.err == nil && there == 0
+	}
+	require.False(t, lost())
+	require.True(t, lost((*eventstore.Store).AnswerEarly), "the check sees what it guards against")
 }
 
 // The COMMIT arrives only when its sender has long given it up and carried out its

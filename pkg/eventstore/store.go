@@ -105,6 +105,7 @@ type Store struct {
 	metrics *metrics
 	lanes   []*lane
 	room    *semaphore.Weighted // bytes of requests without an answer
+	faults  faults
 
 	mu         sync.RWMutex
 	categories map[string]Category
