@@ -4,11 +4,11 @@ import (
 	"context"
 	"database/sql"
 	"embed"
-	"errors"
 	"fmt"
 	"io/fs"
-	"time"
+	"slices"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/jackc/pgx/v5/stdlib"
 	"github.com/pressly/goose/v3"
@@ -21,21 +21,29 @@ var embedded embed.FS
 // versionTable is goose's record of what was applied.
 const versionTable = "refold.goose_db_version"
 
-// Migrate applies every migration that the database does not have yet, in
-// order, each in a transaction of its own. Concurrent calls, from any process,
-// wait for each other; a call that finds nothing to do changes nothing. A crash
-// leaves the migrations that were complete, and the next call goes on from there.
+// Migrate applies every migration that the database does not have yet, each in a
+// transaction of its own. Concurrent calls, from any process, wait for each other;
+// a call that finds nothing to do changes nothing. A crash leaves the migrations
+// that were complete, and the next call goes on from there.
+//
+// The order is that of their numbers, but for a database that has later ones
+// already: what it lacks below them comes first. Each area has a range of numbers,
+// so migrations of different ranges do not build on each other.
 //
 // It runs on a session of its own, without the pool's statement and lock
 // time-outs. A database that is newer than this program is left as it is.
 func Migrate(ctx context.Context, pool *pgxpool.Pool) error {
+	files, err := Migrations()
+	if err != nil {
+		return err
+	}
+	return migrate(ctx, pool, files)
+}
+
+func migrate(ctx context.Context, pool *pgxpool.Pool, files fs.FS) error {
 	db := openForMigrations(pool)
 	defer db.Close()
 	if err := makeSchema(ctx, db); err != nil {
-		return err
-	}
-	files, err := Migrations()
-	if err != nil {
 		return err
 	}
 	locker, err := lock.NewPostgresSessionLocker(lock.WithLockTimeout(1, 600))
@@ -45,6 +53,7 @@ func Migrate(ctx context.Context, pool *pgxpool.Pool) error {
 	provider, err := goose.NewProvider(goose.DialectPostgres, db, files,
 		goose.WithSessionLocker(locker),
 		goose.WithTableName(versionTable),
+		goose.WithAllowOutofOrder(true),
 		goose.WithDisableGlobalRegistry(true))
 	if err != nil {
 		return fmt.Errorf("reading the migrations: %w", err)
@@ -91,67 +100,40 @@ func makeSchema(ctx context.Context, conn *sql.DB) error {
 	return nil
 }
 
-// SchemaVersion returns the number of the last migration that the database has,
-// 0 for a database that was never migrated.
-func SchemaVersion(ctx context.Context, pool *pgxpool.Pool) (int64, error) {
-	var version int64
-	err := pool.QueryRow(ctx,
-		`select coalesce(max(version_id), 0) from refold.goose_db_version where is_applied`).Scan(&version)
-	switch Classify(err) {
-	case ClassNone:
-		return version, nil
-	case ClassMissing:
-		return 0, nil
-	default:
-		return 0, fmt.Errorf("reading the schema's version: %w", err)
+// Missing returns the numbers of the migrations that are compiled in and that the
+// database lacks, in order; all of them for a database that was never migrated.
+func Missing(ctx context.Context, pool *pgxpool.Pool) ([]int64, error) {
+	all, err := numbers()
+	if err != nil {
+		return nil, err
 	}
+	rows, err := pool.Query(ctx, `select version_id from refold.goose_db_version where is_applied`)
+	var applied []int64
+	if err == nil {
+		applied, err = pgx.CollectRows(rows, pgx.RowTo[int64])
+	}
+	if err != nil && Classify(err) != ClassMissing {
+		return nil, fmt.Errorf("reading which migrations were applied: %w", err)
+	}
+	return slices.DeleteFunc(all, func(n int64) bool { return slices.Contains(applied, n) }), nil
 }
 
-// LatestVersion returns the number of the last migration that is compiled in.
-func LatestVersion() (int64, error) {
+// numbers returns those of the migrations that are compiled in, in order.
+func numbers() ([]int64, error) {
 	files, err := Migrations()
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
 	names, err := fs.Glob(files, "*.sql")
 	if err != nil {
-		return 0, fmt.Errorf("listing the migrations: %w", err)
+		return nil, fmt.Errorf("listing the migrations: %w", err)
 	}
-	latest := int64(0)
-	for _, name := range names {
-		number, err := goose.NumericComponent(name)
-		if err != nil {
-			return 0, fmt.Errorf("numbering the migration %s: %w", name, err)
-		}
-		latest = max(latest, number)
-	}
-	return latest, nil
-}
-
-// WaitForSchema returns once the database has every migration that this program
-// was built with, and while a rolling upgrade goes on it may have more. A server
-// that is away is waited for too. It ends with the context, whose error then
-// tells what was missing.
-func WaitForSchema(ctx context.Context, pool *pgxpool.Pool) error {
-	want, err := LatestVersion()
-	if err != nil {
-		return err
-	}
-	tick := time.NewTicker(250 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		have, err := SchemaVersion(ctx, pool)
-		switch {
-		case err == nil && have >= want:
-			return nil
-		case err != nil && !Transient(err) && ctx.Err() == nil:
-			return err
-		}
-		select {
-		case <-ctx.Done():
-			return fmt.Errorf("waiting for migration %d, the database has %d: %w",
-				want, have, errors.Join(context.Cause(ctx), err))
-		case <-tick.C:
+	all := make([]int64, len(names))
+	for i, name := range names {
+		if all[i], err = goose.NumericComponent(name); err != nil {
+			return nil, fmt.Errorf("numbering the migration %s: %w", name, err)
 		}
 	}
+	slices.Sort(all)
+	return all, nil
 }

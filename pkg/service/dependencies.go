@@ -21,13 +21,9 @@ var errSchema = errors.New("the database's schema is older than this program")
 // checkSchema tells whether the database has every migration that this program
 // was built with. While a rolling upgrade goes on it may have more.
 func checkSchema(ctx context.Context, pool *pgxpool.Pool) error {
-	want, err := postgres.LatestVersion()
-	if err != nil {
-		return err
-	}
-	have, err := postgres.SchemaVersion(ctx, pool)
-	if err == nil && have < want {
-		err = fmt.Errorf("%w: it has migration %d, %d is needed: `writer serve` or `writer migrate` applies it", errSchema, have, want)
+	missing, err := postgres.Missing(ctx, pool)
+	if err == nil && len(missing) > 0 {
+		err = fmt.Errorf("%w: it lacks the migrations %v: `writer serve` or `writer migrate` applies them", errSchema, missing)
 	}
 	return err
 }

@@ -1,0 +1,4 @@
+package postgres
+
+// MigrateFrom applies the migrations of a folder.
+var MigrateFrom = migrate
