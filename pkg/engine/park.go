@@ -9,6 +9,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/refoldhq/refold/pkg/event"
+	"github.com/refoldhq/refold/pkg/eventstore"
 )
 
 // park keeps an event of a parked stream.
@@ -29,11 +30,11 @@ func (w *worker) parkFirst(b *batch, e *event.Event, why string) {
 	w.engine.log.Error("a stream is parked", "projection", v.Projection, "version", v.Number, "category", e.Category, "stream", e.Stream, "seq", e.Seq, "event_id", e.ID, "err", why)
 }
 
-// original returns the event as the event table holds it, when that differs from
-// what the topic has: a damaged topic is no reason to park a stream. An error
-// means that the table could not be asked, so that nothing is known.
-func (w *worker) original(ctx context.Context, e *event.Event) (*taken, error) {
-	list, err := w.engine.events.SlotEvents(ctx, w.category, e.Slot, e.Seq-1, 1)
+// Original returns the event as the event table holds it, when that differs from
+// what the topic has, else nil: a damaged topic is no reason to park a stream. An
+// error means that the table could not be asked, so that nothing is known.
+func Original(ctx context.Context, log Log, category eventstore.Category, e *event.Event) (*event.Event, error) {
+	list, err := log.SlotEvents(ctx, category, e.Slot, e.Seq-1, 1)
 	if err != nil {
 		return nil, fmt.Errorf("reading %s from the event table: %w", e.Position(), err)
 	}
@@ -43,6 +44,15 @@ func (w *worker) original(ctx context.Context, e *event.Event) (*taken, error) {
 	o := &list[0]
 	if string(o.Value) == string(e.Value) && o.Stream == e.Stream && o.Type == e.Type && o.Version == e.Version && o.Time == e.Time && o.Recorded == e.Recorded && o.Metadata == e.Metadata {
 		return nil, nil
+	}
+	return o, nil
+}
+
+// original is [Original] with the schema that the event was written with.
+func (w *worker) original(ctx context.Context, e *event.Event) (*taken, error) {
+	o, err := Original(ctx, w.engine.events, w.category, e)
+	if err != nil || o == nil {
+		return nil, err
 	}
 	t := &taken{event: *o, source: fromTable}
 	if w.feed.Plan.Uses(o.Category, o.Type) {

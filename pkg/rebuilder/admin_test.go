@@ -257,3 +257,32 @@ func TestAWishIsHeededUpToThePromotion(t *testing.T) {
 	require.Equal(t, Done, done.State)
 	require.NotEqual(t, 1, w.active("own"))
 }
+
+// A rate holds at every moment: between any two looks at the progress no more was
+// read than it allows, from either source, and a check keeps to it too.
+func TestRateHoldsAtEveryMoment(t *testing.T) {
+	t.Parallel()
+	w := setup(t, ownYAML)
+	w.history(300, 6)
+	const rate, slack = 800, 400 // what is told was read a little before
+	total := w.number(`select count(*) from refold.event`)
+	for _, source := range []Source{FromTopic, FromEventStore} {
+		type look struct {
+			at   time.Time
+			done int64
+		}
+		var looks []look
+		began := time.Now()
+		done, err := w.rebuilder().Run(w.ctx, "own", Options{Source: source, Rate: rate, Parallel: 2, Verify: VerifyFull}, func(r Rebuild) {
+			looks = append(looks, look{time.Now(), r.Progress.Done})
+		})
+		require.NoError(t, err)
+		require.Equal(t, total, done.Progress.Done)
+		require.Greater(t, time.Since(began).Seconds(), 1.8*float64(total)/rate, "the load and the full verification")
+		for i, a := range looks {
+			for _, b := range looks[i+1:] {
+				require.LessOrEqual(t, float64(b.done-a.done), rate*b.at.Sub(a.at).Seconds()+slack, "%s", source)
+			}
+		}
+	}
+}

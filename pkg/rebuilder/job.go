@@ -38,10 +38,11 @@ type job struct {
 	shown Rebuild    // what watch was told last
 }
 
-// beside returns a job that folds for a check of j's: without lease, rate and
-// meter of its own rebuild.
+// beside returns a job that folds for a check of j's, which waits meanwhile: at
+// the same rate, without the lease, and with a meter of its own. It is not paused
+// in the middle, as a check holds a snapshot.
 func (j *job) beside(v readmodel.Version) *job {
-	return &job{Rebuilder: j.Rebuilder, name: j.name, id: j.id, rebuild: j.rebuild, plan: j.plan, categories: j.categories, version: v, log: j.log}
+	return &job{Rebuilder: j.Rebuilder, name: j.name, id: j.id, rebuild: j.rebuild, plan: j.plan, categories: j.categories, version: v, limiter: limiter{rate: j.limiter.rate}, log: j.log}
 }
 
 // errStopped is the cause of an end that a test asked for.

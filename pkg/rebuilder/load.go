@@ -22,7 +22,7 @@ func (j *job) load(ctx context.Context) error {
 // eachPart does something with every partition that is not loaded. One whose
 // topic is not whole is read from the event table, where that is allowed.
 func (j *job) eachPart(ctx context.Context, do func(context.Context, *part) error) error {
-	return j.eachOf(ctx, func(p *part) bool { return p.loaded }, func(ctx context.Context, p *part) error {
+	return j.eachOf(ctx, func(p *part) bool { return p.loaded && !j.faults.loadAgain }, func(ctx context.Context, p *part) error {
 		err := do(ctx, p)
 		if source := j.rebuild.Options.Source; source == FromEither && p.source == FromTopic && incomplete(err) {
 			j.log.Warn("a partition is read from the event store", "topic", p.category.Topic, "partition", p.partition, "err", err)
@@ -91,6 +91,11 @@ func (j *job) loadPart(ctx context.Context, p *part) error {
 	if err := l.run(ctx); err != nil {
 		return err
 	}
+	if j.faults.splitTransaction {
+		if _, err := conn.Exec(ctx, `commit; begin`); err != nil {
+			return err
+		}
+	}
 	if err := j.stopAt("within " + point); err != nil {
 		return err
 	}
@@ -140,6 +145,9 @@ func (l *loader) commit(ctx context.Context, also func(*pgx.Batch)) error {
 	p, trip := l.part, &pgx.Batch{}
 	trip.Queue(`update refold.rebuild_partition set source = $5 where rebuild = $1 and category = $2 and generation = $3 and partition = $4`,
 		l.job.id, p.category.Name, p.category.Generation, p.partition, p.source)
+	if l.job.faults.loadAgain {
+		trip.Queue(`update refold.rebuild_partition set loaded = null where rebuild = $1 and partition = $2`, l.job.id, p.partition)
+	}
 	trip.Queue(`select refold.rebuild_loaded($1, $2, $3, $4, $5, $6, $7)`, l.job.id, p.category.Name, p.category.Generation, p.partition, l.events(), l.written, int64(l.digest))
 	if also != nil {
 		also(trip)

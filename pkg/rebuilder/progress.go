@@ -1,6 +1,7 @@
 package rebuilder
 
 import (
+	"math"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -121,7 +122,7 @@ type limiter struct {
 	paused chan struct{} // closed when it is not paused; nil when it never was
 }
 
-// take returns how long the caller has to wait before it goes on with n events.
+// take returns how long the caller has to wait for n events that it has read.
 func (l *limiter) take(n int, now time.Time) time.Duration {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -131,9 +132,17 @@ func (l *limiter) take(n int, now time.Time) time.Duration {
 	if l.ready.Before(now) {
 		l.ready = now
 	}
-	wait := l.ready.Sub(now)
 	l.ready = l.ready.Add(time.Duration(float64(n) / l.rate * float64(time.Second)))
-	return wait
+	return l.ready.Sub(now)
+}
+
+// step returns after how many events a reader has to take them: a twentieth of a
+// second's, so that the rate holds at every moment and not on average only.
+func (l *limiter) step() int {
+	if l.rate == 0 {
+		return math.MaxInt
+	}
+	return max(1, int(l.rate/20))
 }
 
 // pause holds everything up until resume.

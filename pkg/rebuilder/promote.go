@@ -68,8 +68,14 @@ func (r *Rebuilder) flip(ctx context.Context, name string, to int, keep time.Dur
 			if _, err := tx.Exec(ctx, `set local lock_timeout = '2s'; set local statement_timeout = '5s'`); err != nil {
 				return err
 			}
-			f := readmodel.Flip{Projection: name, To: to, Wait: flipHold, Keep: keep}
-			if _, err := f.Do(ctx, tx); err != nil {
+			flip := func(ctx context.Context, tx pgx.Tx) error {
+				_, err := readmodel.Flip{Projection: name, To: to, Wait: flipHold, Keep: keep}.Do(ctx, tx)
+				return err
+			}
+			if r.faults.flip != nil {
+				flip = r.faults.flip
+			}
+			if err := flip(ctx, tx); err != nil {
 				return err
 			}
 			if err := also(tx); err != nil {

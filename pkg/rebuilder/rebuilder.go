@@ -173,6 +173,7 @@ type Rebuilder struct {
 	stopAt func(point string) error
 	// rowLimit, when set, takes the place of what the memory allows for rows.
 	rowLimit int64
+	faults   faults
 }
 
 // New returns a rebuilder. It does not dial.

@@ -9,6 +9,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"github.com/twmb/franz-go/pkg/kadm"
 
+	"github.com/refoldhq/refold/pkg/event"
 	"github.com/refoldhq/refold/pkg/kafka"
 )
 
@@ -253,4 +254,38 @@ fields:
 	var busy *Busy
 	require.True(t, errors.As(err, &busy), "%v", err)
 	require.Contains(t, busy.Why, "another definition")
+}
+
+// A record whose bytes are damaged is no reason to park its stream, in a load as
+// little as in a live run: the event table has the event.
+func TestDamagedRecordsAreTakenFromTheEventTable(t *testing.T) {
+	t.Parallel()
+	w := setup(t, ownYAML, sharedYAML)
+	w.append(w.event("a", "1"), w.event("b", "1"))
+	events := []*event.Event{w.event("a", "2"), w.event("b", "2"), w.event("c", "1"), w.event("a", "3")}
+	w.insert(events...)
+	for i, e := range events {
+		damaged := *e
+		switch i {
+		case 0:
+			damaged.Value = e.Value[:len(e.Value)-1] // cut off
+		case 1:
+			damaged.Value = append([]byte{0, 0, 0, 0x7f}, e.Value[4:]...) // of a schema that nobody knows
+		}
+		w.produce(&damaged)
+	}
+	w.live()
+	for _, name := range []string{"own", "shared"} {
+		w.settle(name, 1)
+		live := w.rows(name, 1)
+		require.EqualValues(t, 0, w.number(`select count(*) from refold.parked_event where projection = $1`, name))
+		for _, limit := range []int64{0, 900} {
+			r := w.rebuilder()
+			r.rowLimit = limit
+			done, err := r.Run(w.ctx, name, Options{Verify: VerifyDeterministic}, nil)
+			require.NoError(t, err)
+			require.Equal(t, live, w.rows(name, done.Version))
+			require.EqualValues(t, 0, w.number(`select count(*) from refold.parked_event where projection = $1`, name))
+		}
+	}
 }

@@ -46,17 +46,18 @@ func (j *job) readTopic(ctx context.Context, p *part, to taker) error {
 	defer func() { stop(); <-done }()
 	walk := newBatches(p.category.Topic, p.partition)
 	defer walk.close()
-	t := &topicTaker{part: p, to: to, at: p.start}
+	t := &topicTaker{part: p, to: to, at: p.start, step: j.limiter.step()}
+	take := func(r *kgo.Record) error { return t.record(ctx, r) }
 	silent := false
 	for answer := range answers {
 		if answer.err != nil {
 			return answer.err
 		}
-		t.events, t.size = 0, 0
-		if err := walk.walk(answer.data, t.record); err != nil {
+		before := t.at
+		if err := walk.walk(answer.data, take); err != nil {
 			return err
 		}
-		if t.events == 0 {
+		if t.at == before {
 			silent = true
 			j.meter.wait(fmt.Sprintf("%s/%d gives nothing from offset %d on", p.category.Topic, p.partition, t.at))
 			continue
@@ -65,7 +66,7 @@ func (j *job) readTopic(ctx context.Context, p *part, to taker) error {
 			silent = false
 			j.meter.wait("")
 		}
-		if err := to.chunk(ctx, t.events, t.size, t.at-p.start); err != nil {
+		if err := t.chunk(ctx); err != nil {
 			return err
 		}
 	}
@@ -78,11 +79,25 @@ type topicTaker struct {
 	to     taker
 	at     int64 // the next offset
 	event  event.Event
-	events int
+	step   int // events between chunks
+	events int // since the last chunk
 	size   int64
 }
 
-func (t *topicTaker) record(r *kgo.Record) error {
+func (t *topicTaker) record(ctx context.Context, r *kgo.Record) error {
+	if err := t.take(r); err != nil || t.events < t.step {
+		return err
+	}
+	return t.chunk(ctx)
+}
+
+func (t *topicTaker) chunk(ctx context.Context) error {
+	events, size := t.events, t.size
+	t.events, t.size = 0, 0
+	return t.to.chunk(ctx, events, size, t.at-t.part.start)
+}
+
+func (t *topicTaker) take(r *kgo.Record) error {
 	if r.Offset < t.at || r.Offset >= t.part.end {
 		return nil // a batch may begin before what was asked for, and go on beyond
 	}
@@ -110,12 +125,14 @@ const tableSQL = `select seq, version, id, time, recorded, stream, type, value, 
 // snapshot lives long.
 const tableChunk = 20_000
 
-// readTable reads the slots of a partition from the event table, up to heads.
-func readTable(ctx context.Context, conn *pgx.Conn, c eventstore.Category, slots []int, heads []int64, to taker) error {
+// readTable reads the slots of a partition from the event table, up to heads, at
+// most step events in one statement.
+func readTable(ctx context.Context, conn *pgx.Conn, c eventstore.Category, slots []int, heads []int64, step int, to taker) error {
+	step = min(step, tableChunk)
 	var done int64
 	for i, slot := range slots {
 		for after := int64(0); after < heads[i]; {
-			last := min(heads[i], after+tableChunk)
+			last := min(heads[i], after+int64(step))
 			n, size, err := readRange(ctx, conn, c, slot, after, last, to)
 			if err != nil {
 				return err

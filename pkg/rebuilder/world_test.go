@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"slices"
 	"testing"
 	"time"
 
@@ -195,12 +196,16 @@ func (w *world) history(streams, each int) {
 	w.append(events...)
 }
 
-// live feeds every version that is to be fed until the test ends or stop is called.
-func (w *world) live() (stop func()) {
+// live feeds every version that is to be fed, and that all of only want, until the
+// test ends or stop is called.
+func (w *world) live(only ...func(engine.Feed) bool) (stop func()) {
 	w.t.Helper()
 	running, cancel := context.WithCancel(w.ctx)
 	feeds, err := engine.Setup(w.ctx, w.pool, w.contracts, w.definitions, nil)
 	require.NoError(w.t, err)
+	for _, wanted := range only {
+		feeds = slices.DeleteFunc(feeds, func(f engine.Feed) bool { return !wanted(f) })
+	}
 	e := engine.New(engine.Config{DatabaseURL: w.url(), Kafka: kafka.Config{Brokers: w.brokers}, Prefix: w.topic(), Owner: "live"}, w.pool, w.registry,
 		eventstore.NewReader(w.pool), slog.New(slog.DiscardHandler), prometheus.NewRegistry())
 	done := make(chan struct{})

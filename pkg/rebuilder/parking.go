@@ -1,0 +1,83 @@
+package rebuilder
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/refoldhq/refold/pkg/event"
+)
+
+// parkedStream is a stream whose event could not be applied, with that event and
+// those behind it.
+type parkedStream struct {
+	why    string
+	from   int64 // seq of the first, when earlier passes have to be told
+	events []event.Event
+}
+
+// parkFirst parks a stream by the event that cannot be applied.
+func (l *loader) parkFirst(e *event.Event, why string) error {
+	p := &parkedStream{why: why, from: e.Seq}
+	l.parked[strings.Clone(e.Stream)] = p
+	if l.pass > 1 && l.job.plan.Shared() {
+		return errAgain
+	}
+	l.park(p, e)
+	return nil
+}
+
+// park keeps an event of a parked stream, once however many passes meet it.
+func (l *loader) park(p *parkedStream, e *event.Event) {
+	if n := len(p.events); n > 0 && p.events[n-1].Seq >= e.Seq {
+		return
+	}
+	if l.pass > 1 && !l.job.plan.Uses(e.Category, e.Type) {
+		l.counts.filtered-- // the first pass did not know that the stream would be parked
+	}
+	kept := *e
+	kept.Stream, kept.Type, kept.Value = strings.Clone(e.Stream), strings.Clone(e.Type), bytes.Clone(e.Value)
+	kept.Metadata = event.Metadata{Actor: strings.Clone(e.Metadata.Actor), CorrelationID: strings.Clone(e.Metadata.CorrelationID),
+		CausationID: strings.Clone(e.Metadata.CausationID), Traceparent: strings.Clone(e.Metadata.Traceparent)}
+	p.events = append(p.events, kept)
+}
+
+func (l *loader) parkedEvents() (list []event.Event) {
+	for _, p := range l.parked {
+		list = append(list, p.events...)
+	}
+	return list
+}
+
+// decisions are events that somebody decided to skip. Another event that came to
+// stand in the place of one, after the log had lost its tail, is none of them.
+type decisions map[place]event.ID
+
+func (d decisions) skips(e *event.Event) bool {
+	id, decided := d[place{e.Slot, e.Seq}]
+	return decided && id == e.ID
+}
+
+// decisions reads which events of a category somebody has decided to skip: what
+// was decided for one version holds for those that follow.
+func (r *Rebuilder) decisions(ctx context.Context, name, category string) (decisions, error) {
+	rows, err := r.pool.Query(ctx, `select slot, seq, id from refold.decision where projection = $1 and category = $2`, name, category)
+	if err != nil {
+		return nil, fmt.Errorf("reading decisions about %s: %w", name, err)
+	}
+	list := make(decisions)
+	var slot int16
+	var seq int64
+	var id [16]byte
+	_, err = pgx.ForEachRow(rows, []any{&slot, &seq, &id}, func() error {
+		list[place{int(slot), seq}] = id
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("reading decisions about %s: %w", name, err)
+	}
+	return list, nil
+}
