@@ -7,7 +7,10 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
+
+	"github.com/refoldhq/refold/pkg/readmodel"
 )
 
 func TestAnExportIsOneSnapshotFromWhichTheFeedGoesOn(t *testing.T) {
@@ -38,6 +41,32 @@ func TestAnExportIsOneSnapshotFromWhichTheFeedGoesOn(t *testing.T) {
 	}
 }
 
+// explained is the answer of explain.
+type explained struct {
+	Events []struct {
+		Outcome, Reason string
+		Changes         map[string]struct{ From, To any }
+	}
+	Equal          bool
+	Folded, Stored map[string]any
+	Differences    []string
+}
+
+func (r *replica) explain(key string) (e explained) {
+	r.t.Helper()
+	a := r.get(items + "/" + key + "/explain")
+	require.Equal(r.t, http.StatusOK, a.status, a.body)
+	require.NoError(r.t, json.Unmarshal([]byte(a.body), &e))
+	return e
+}
+
+func (e explained) outcomes() (list []string) {
+	for _, x := range e.Events {
+		list = append(list, x.Outcome)
+	}
+	return list
+}
+
 func TestARowIsExplained(t *testing.T) {
 	w := setup(t)
 	r := w.replica()
@@ -46,19 +75,8 @@ func TestARowIsExplained(t *testing.T) {
 	w.remove("a")
 	w.set("a", row(`{"n": 2, "name": "first", "color": "RED"}`))
 	w.set("a", row(`{"n": 3, "name": "first", "color": "RED"}`))
-	var e struct {
-		Events []struct {
-			Outcome string
-			Changes map[string]struct{ From, To any }
-		}
-		Equal          bool
-		Folded, Stored map[string]any
-		Differences    []string
-	}
-	a := r.get(items + "/a/explain")
-	require.Equal(t, http.StatusOK, a.status, a.body)
-	require.NoError(t, json.Unmarshal([]byte(a.body), &e))
-	require.True(t, e.Equal, a.body)
+	e := r.explain("a")
+	require.True(t, e.Equal, "%+v", e)
 	var story []string
 	for _, x := range e.Events {
 		story = append(story, fmt.Sprint(x.Outcome, " ", len(x.Changes), " ", x.Changes["n"]))
@@ -67,8 +85,72 @@ func TestARowIsExplained(t *testing.T) {
 
 	_, err := w.pool.Exec(ctx, `update refold.rows_items_v1 set data = data || '{"n": 4}' where key = 'a'`) // somebody meddled
 	require.NoError(t, err)
-	require.NoError(t, json.Unmarshal([]byte(r.get(items+"/a/explain").body), &e))
+	e = r.explain("a")
 	require.False(t, e.Equal)
 	require.Equal(t, []string{"n"}, e.Differences)
 	require.Equal(t, http.StatusNotFound, r.get(items+"/missing/explain").status)
+}
+
+// What somebody has decided to skip is told as such once the version has skipped
+// it, and what waited behind it is applied.
+func TestASkippedEventIsExplained(t *testing.T) {
+	w := setup(t)
+	r := w.replica()
+	w.set("a", row(`{"n": 1}`))
+	w.set("a", row(`{"n": 2}`))
+	w.set("a", row(`{"n": 3}`))
+	_, err := w.pool.Exec(ctx, `update refold.event set value = '\x00' where seq = 2`) // cannot be read
+	require.NoError(t, err)
+	w.meddle("a", 1)
+	e := r.explain("a")
+	require.Equal(t, []string{"applied", "parked", "parked"}, e.outcomes())
+	require.True(t, e.Equal)
+
+	_, err = w.pool.Exec(ctx, `insert into refold.decision (projection, category, slot, seq, id, reason) select 'items', 'Item', slot, seq, id, 'it was damaged' from refold.event where seq = 2`)
+	require.NoError(t, err)
+	_, err = w.pool.Exec(ctx, `insert into refold.parked_event (projection, version, category, stream, slot, seq, stream_version, id, type, time, recorded, value)
+		select 'items', 1, 'Item', stream, slot, seq, version, id, type, time, recorded, value from refold.event where seq >= 2`)
+	require.NoError(t, err)
+	require.Equal(t, []string{"applied", "parked", "parked"}, r.explain("a").outcomes(), "decided for another version: this one has not skipped it yet")
+
+	_, err = w.pool.Exec(ctx, `delete from refold.parked_event`)
+	require.NoError(t, err)
+	w.meddle("a", 3)
+	e = r.explain("a")
+	require.Equal(t, []string{"applied", "skipped", "applied"}, e.outcomes())
+	require.Equal(t, "it was damaged", e.Events[1].Reason)
+	require.True(t, e.Equal, "%+v", e)
+}
+
+// While new fields are filled, rows that only their events make are there or not
+// yet: neither is a difference, and no new field is shown.
+func TestARowIsExplainedWhileFieldsAreFilled(t *testing.T) {
+	w := setup(t)
+	r := w.replica()
+	w.set("a", row(`{"n": 1}`))
+	next := w.compile(strings.Replace(definition, "  ref: ", "  tried: {count: ItemTried}\n  ref: ", 1))
+	catalogue := readmodel.NewCatalogue(w.pool)
+	v, err := catalogue.Active(ctx, "items")
+	require.NoError(t, err)
+	require.NoError(t, pgx.BeginFunc(ctx, w.pool, func(tx pgx.Tx) error { return readmodel.BeginCompletion(ctx, tx, v, next) }))
+	w.try("a")
+	w.try("b")
+	for key, story := range map[string][]string{"a": {"applied", "filtered"}, "b": {"filtered"}} {
+		e := r.explain(key)
+		require.True(t, e.Equal, "%s, which is not filled yet: %+v", key, e)
+		require.Equal(t, story, e.outcomes())
+	}
+	_, err = w.pool.Exec(ctx, `insert into refold.rows_items_v1 (projection_name, version, key, data) values ('items', 1, 'b', $1::text::jsonb || '{"tried": 1}')`, row(`{}`))
+	require.NoError(t, err)
+	_, err = w.pool.Exec(ctx, `update refold.rows_items_v1 set data = data || '{"tried": 1}' where key = 'a'`)
+	require.NoError(t, err)
+	for key, story := range map[string][]string{"a": {"applied", "filtered"}, "b": {"applied"}} {
+		e := r.explain(key)
+		require.True(t, e.Equal, "%s, which is filled: %+v", key, e)
+		require.Equal(t, story, e.outcomes())
+		require.NotContains(t, e.Folded, "tried")
+		require.NotContains(t, e.Stored, "tried")
+	}
+	w.meddle("b", 7)
+	require.Equal(t, []string{"n"}, r.explain("b").Differences)
 }

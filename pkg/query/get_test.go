@@ -1,13 +1,18 @@
 package query_test
 
 import (
+	"context"
 	"fmt"
+	"net"
 	"net/http"
+	"net/http/httptest"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
 	"github.com/refoldhq/refold/pkg/event"
+	"github.com/refoldhq/refold/pkg/readmodel"
 )
 
 func TestARowIsReadWithWhatItContains(t *testing.T) {
@@ -89,4 +94,40 @@ func TestWhatAReadDoesNotTakeIsRefusedWithItsPlace(t *testing.T) {
 	}
 	require.Equal(t, http.StatusBadRequest, r.get("/v1/read-models?name=items").status)
 	require.Equal(t, http.StatusBadRequest, r.get(items+"/a%2Fb?%zz").status)
+}
+
+// A server that stops cuts a wait off. The client learns that its token is not
+// contained yet, and asks another server.
+func TestAWaitThatIsCutOffSaysWhatIsMissing(t *testing.T) {
+	w := setup(t)
+	r := w.replica()
+	w.set("a", row(`{"n": 1}`))
+	ahead := event.NewToken(event.Mark{Position: event.Position{Category: "Item", Slot: event.SlotOf("a", slots), Seq: 2}, Written: true})
+	for name, ask := range map[string]func(context.Context) error{
+		"by key": func(ctx context.Context) error {
+			_, _, err := r.reader.Get(ctx, "items", "a", readmodel.Fresh{Token: ahead, Wait: time.Minute})
+			return err
+		},
+		"a list": func(ctx context.Context) error {
+			_, _, err := r.reader.List(ctx, "items", readmodel.ListQuery{}, readmodel.Fresh{Token: ahead, Wait: time.Minute})
+			return err
+		},
+	} {
+		stopping, stop := context.WithTimeout(ctx, 500*time.Millisecond)
+		require.ErrorIs(t, ask(stopping), readmodel.ErrNotCaughtUp, name)
+		stop()
+	}
+	// The same through a server whose base context ends, as it does when it drains.
+	serving, end := context.WithCancel(ctx)
+	server := httptest.NewUnstartedServer(r.handler)
+	server.Config.BaseContext = func(net.Listener) context.Context { return serving }
+	server.Start()
+	defer server.Close()
+	time.AfterFunc(300*time.Millisecond, end)
+	cut := *r
+	cut.url = server.URL
+	a := cut.get(items+"/a", "Refold-Token", ahead.String(), "Refold-Wait", "30s")
+	require.Equal(t, http.StatusServiceUnavailable, a.status)
+	require.Contains(t, a.body, "/problems/not-caught-up")
+	require.NotEmpty(t, a.header.Get("Retry-After"))
 }

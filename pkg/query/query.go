@@ -7,6 +7,7 @@
 package query
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"log/slog"
@@ -163,6 +164,10 @@ func toProblem(err error) *problem.Problem {
 		return problem.New(http.StatusServiceUnavailable, "busy", "Too many exports are under way", err.Error())
 	case errors.Is(err, readmodel.ErrTooExpensive):
 		return problem.New(http.StatusServiceUnavailable, "query-timeout", "The query took too long", "narrow it, or declare an index that serves it")
+	case errors.Is(err, readmodel.ErrUnreadable):
+		return problem.New(http.StatusServiceUnavailable, "unavailable", "This server is too old for the read model", "another one knows its definition: try again")
+	case errors.Is(err, context.Canceled), errors.Is(err, readmodel.ErrClosed):
+		return problem.New(http.StatusServiceUnavailable, "unavailable", "The server is stopping", "another one answers: try again")
 	default:
 		return problem.New(http.StatusServiceUnavailable, "unavailable", "The database is not available", "try again")
 	}

@@ -50,7 +50,8 @@ var contracts = fstest.MapFS{
 		{"name": "color", "type": ["null", {"type": "enum", "name": "Color", "symbols": ["RED", "GREEN", "BLUE"]}]},
 		{"name": "ref", "type": ["null", {"type": "string", "logicalType": "uuid"}]},
 		{"name": "tags", "type": ["null", {"type": "array", "items": "string"}]}]}`)},
-	"events/Item/ItemGone.v1.avsc": {Data: []byte(`{"type": "record", "name": "ItemGone", "fields": []}`)},
+	"events/Item/ItemGone.v1.avsc":  {Data: []byte(`{"type": "record", "name": "ItemGone", "fields": []}`)},
+	"events/Item/ItemTried.v1.avsc": {Data: []byte(`{"type": "record", "name": "ItemTried", "fields": []}`)},
 }
 
 const definition = `projection: items
@@ -105,11 +106,17 @@ func newWorld(t testing.TB) *world {
 func setup(t testing.TB) *world {
 	t.Helper()
 	w := newWorld(t)
+	w.create()
+	return w
+}
+
+// create makes the category and version 1 of the projection.
+func (w *world) create() {
+	w.t.Helper()
 	_, err := w.pool.Exec(ctx, `with c as (insert into refold.category (name, slots, partitions, topic) values ('Item', 8, 2, 'refold.item') returning id)
 		insert into refold.slot (category, slot) select id, generate_series(0, 7) from c`)
-	require.NoError(t, err)
-	require.NoError(t, readmodel.NewCatalogue(w.pool).CreateFirst(ctx, w.plan, []readmodel.Source{{Category: "Item", Generation: 1, Slots: slots, Partitions: partitions}}))
-	return w
+	require.NoError(w.t, err)
+	require.NoError(w.t, readmodel.NewCatalogue(w.pool).CreateFirst(ctx, w.plan, []readmodel.Source{{Category: "Item", Generation: 1, Slots: slots, Partitions: partitions}}))
 }
 
 func (w *world) url() string { return w.pool.Config().ConnString() }
@@ -128,10 +135,11 @@ var noCache = readmodel.Config{CacheBytes: -1}
 
 // replica is one process that serves queries.
 type replica struct {
-	t      testing.TB
-	url    string
-	reader *readmodel.Reader
-	feeds  *readmodel.Feeds
+	t       testing.TB
+	url     string
+	handler http.Handler
+	reader  *readmodel.Reader
+	feeds   *readmodel.Feeds
 }
 
 func (w *world) replica() *replica {
@@ -154,7 +162,7 @@ func (w *world) replicaAt(listen string, cfg readmodel.Config) *replica {
 	done := make(chan struct{})
 	go func() { defer close(done); watcher.Run(running) }()
 	w.t.Cleanup(func() { feeds.Close(); server.Close(); stop(); <-done; reader.Close() })
-	return &replica{w.t, server.URL, reader, feeds}
+	return &replica{w.t, server.URL, mux, reader, feeds}
 }
 
 // set commits a row and the progress of its slot, and announces it.
@@ -162,9 +170,27 @@ func (w *world) set(key, data string) event.Token {
 	return w.setIn("rows_items_v1", 1, key, &data, true)
 }
 
+// try commits an event of which the definition makes nothing.
+func (w *world) try(key string) { w.commit(1, key, "ItemTried", `{}`, nil, false) }
+
 func (w *world) remove(key string) event.Token { return w.setIn("rows_items_v1", 1, key, nil, true) }
 
 func (w *world) setIn(leaf string, version int, key string, data *string, announce bool) event.Token {
+	w.t.Helper()
+	if data == nil {
+		return w.commit(version, key, "ItemGone", `{}`, func(tx pgx.Tx) error {
+			_, err := tx.Exec(ctx, `delete from refold.`+leaf+` where key = $1`, key)
+			return err
+		}, announce)
+	}
+	return w.commit(version, key, "ItemSet", *data, func(tx pgx.Tx) error {
+		_, err := tx.Exec(ctx, `insert into refold.`+leaf+` (projection_name, version, key, data) values ('items', $1, $2, $3::text::jsonb) on conflict (key) do update set data = excluded.data`, version, key, *data)
+		return err
+	}, announce)
+}
+
+// commit commits an event with what it does to its row, and the progress.
+func (w *world) commit(version int, key, typ, body string, change func(pgx.Tx) error, announce bool) event.Token {
 	w.t.Helper()
 	slot := event.SlotOf(key, slots)
 	partition := slot % partitions
@@ -172,21 +198,14 @@ func (w *world) setIn(leaf string, version int, key string, data *string, announ
 	w.offsets[partition]++
 	require.NoError(w.t, pgx.BeginFunc(ctx, w.pool, func(tx pgx.Tx) error {
 		_, err := tx.Exec(ctx, `update refold.progress set seqs[array_position(slots, $1::smallint)] = $2, next_offset = $3 where version = $4 and partition = $5`, slot, w.seqs[slot], w.offsets[partition], version, partition)
-		typ, body := "ItemGone", `{}`
-		if data != nil {
-			typ, body = "ItemSet", *data
-		}
 		value, encodeErr := w.encode[typ](body)
 		require.NoError(w.t, encodeErr)
 		if err == nil {
 			_, err = tx.Exec(ctx, `insert into refold.event (category, slot, seq, version, id, time, recorded, stream, type, value)
 				select id, $1, $2, $2, gen_random_uuid(), now(), clock_timestamp(), $3, $4, $5 from refold.category on conflict do nothing`, slot, w.seqs[slot], key, typ, value)
 		}
-		if err == nil && data == nil {
-			_, err = tx.Exec(ctx, `delete from refold.`+leaf+` where key = $1`, key)
-		}
-		if err == nil && data != nil {
-			_, err = tx.Exec(ctx, `insert into refold.`+leaf+` (projection_name, version, key, data) values ('items', $1, $2, $3::text::jsonb) on conflict (key) do update set data = excluded.data`, version, key, *data)
+		if err == nil && change != nil {
+			err = change(tx)
 		}
 		return err
 	}))

@@ -1,22 +1,18 @@
 package readmodel
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"slices"
 	"strings"
 	"time"
 	"unicode/utf8"
 
-	"github.com/refoldhq/refold/pkg/avro"
 	"github.com/refoldhq/refold/pkg/event"
 	"github.com/refoldhq/refold/pkg/eventstore"
 	"github.com/refoldhq/refold/pkg/projection"
-	"github.com/refoldhq/refold/pkg/registry"
 )
 
 // Explanation says how a row came to be.
@@ -44,7 +40,8 @@ type ExplainedEvent struct {
 	Time     event.Time `json:"time"`
 	Recorded event.Time `json:"recorded"`
 	// Outcome is applied, removed (the row), filtered (the projection does not use
-	// it) or parked (it, or one before it in its stream, cannot be applied).
+	// it), parked (it, or one before it in its stream, cannot be applied) or skipped
+	// (somebody has decided so, for the reason given).
 	Outcome string `json:"outcome"`
 	Reason  string `json:"reason,omitempty"`
 	// Changes are the fields that it changed.
@@ -88,11 +85,7 @@ func (x *Explainer) Explain(ctx context.Context, name, key string, fresh Fresh) 
 	defer cancel()
 	var model *Model
 	var stored []byte
-	pick := func(ctx context.Context) (*Model, bool, error) {
-		m, err := x.reader.models.current(ctx, name)
-		return m, false, err
-	}
-	from, err = x.reader.answer(ctx, pick, fresh, func(m *Model, _ bool) (*snapshot, error) {
+	from, err = x.reader.answer(ctx, x.reader.current(name), fresh, func(m *Model, _ bool) (*snapshot, error) {
 		rows, of, err := m.getter.read(ctx, []string{key}, written(fresh.Token))
 		model, stored = m, rows[key]
 		return of, err
@@ -100,29 +93,61 @@ func (x *Explainer) Explain(ctx context.Context, name, key string, fresh Fresh) 
 	if err != nil {
 		return nil, from, err
 	}
-	if err := model.Plan.Foldable(); err != nil {
-		return nil, from, badQuery("key", "the row cannot be explained here: %v", err)
-	}
 	from.stream = key
-	f := &rowFold{x: x, model: model, folder: model.Plan.NewFolder(), row: model.Plan.NewRow(), key: key, parked: make(map[string]bool)}
-	events, err := x.concerning(ctx, f, from.progress)
-	if err != nil {
-		return nil, from, classify(err)
+	if e, err = x.explain(ctx, model, model.Plan, key, stored, from.progress); err != nil {
+		return nil, from, err
 	}
-	e = &Explanation{Key: key, Events: make([]ExplainedEvent, 0, len(events)), Stored: stored}
-	for i := range events {
-		done, err := f.apply(ctx, &events[i])
+	// While new fields are filled, a row that only their events make is there as
+	// soon as the engine or the fill has come to it.
+	if model.Version.Completing && e.Folded == nil && e.Stored != nil {
+		plan, err := x.completing(ctx, model.Version)
 		if err != nil {
-			return nil, from, classify(err)
+			return nil, from, err
 		}
-		if done != nil {
-			e.Events = append(e.Events, *done)
+		if e, err = x.explain(ctx, model, plan, key, stored, from.progress); err != nil {
+			return nil, from, err
 		}
 	}
 	if stored == nil && len(e.Events) == 0 {
 		return nil, from, ErrNoRow
 	}
-	return e, from, e.compare(f)
+	return e, from, nil
+}
+
+// completing returns the plan that a version is being completed by.
+func (x *Explainer) completing(ctx context.Context, v Version) (*projection.Plan, error) {
+	if err := x.feeds.pool.QueryRow(ctx, `select coalesce(next_definition, definition) from refold.projection_version where projection = $1 and version = $2`,
+		v.Projection, v.Number).Scan(&v.Definition); err != nil {
+		return nil, classify(fmt.Errorf("reading what completes %s version %d: %w", v.Projection, v.Number, err))
+	}
+	return x.reader.models.plans.Plan(v)
+}
+
+// explain folds a row of a model by a plan that has the fields of the model's, or
+// more, and compares what the model has of it.
+func (x *Explainer) explain(ctx context.Context, m *Model, plan *projection.Plan, key string, stored []byte, to *Progress) (*Explanation, error) {
+	if err := plan.Foldable(); err != nil {
+		return nil, badQuery("key", "the row cannot be explained here: %v", err)
+	}
+	f := &rowFold{schemas: x.schemas, offered: m.Plan, plan: plan, folder: plan.NewFolder(), row: plan.NewRow(), key: key, parked: make(map[string]bool)}
+	events, err := x.concerning(ctx, f, to)
+	if err == nil {
+		f.skipped, err = x.skipped(ctx, m.Version)
+	}
+	if err != nil {
+		return nil, classify(err)
+	}
+	e := &Explanation{Key: key, Events: make([]ExplainedEvent, 0, len(events)), Stored: stored}
+	for i := range events {
+		done, err := f.apply(ctx, &events[i])
+		if err != nil {
+			return nil, classify(err)
+		}
+		if done != nil {
+			e.Events = append(e.Events, *done)
+		}
+	}
+	return e, e.compare(f)
 }
 
 // concerning returns the events that may concern the row, in the order of the fold.
@@ -131,8 +156,8 @@ func (x *Explainer) concerning(ctx context.Context, f *rowFold, to *Progress) (a
 	if err := d.prepare(ctx, x.feeds.pool); err != nil {
 		return nil, err
 	}
-	if f.model.Plan.Shared() {
-		return x.concerningShared(ctx, f, d, to)
+	if f.plan.Shared() {
+		return concerningShared(ctx, f, d, to)
 	}
 	for _, c := range to.categories {
 		category, slot := d.categories[c.name], event.SlotOf(f.key, len(c.seqs))
@@ -159,7 +184,7 @@ func (x *Explainer) concerning(ctx context.Context, f *rowFold, to *Progress) (a
 }
 
 // concerningShared has to look at every event, as any may concern the row.
-func (x *Explainer) concerningShared(ctx context.Context, f *rowFold, d *deriver, to *Progress) (all []event.Event, err error) {
+func concerningShared(ctx context.Context, f *rowFold, d *deriver, to *Progress) (all []event.Event, err error) {
 	at := to.clone()
 	for i := range at.categories {
 		clear(at.categories[i].seqs)
@@ -190,142 +215,48 @@ func (x *Explainer) concerningShared(ctx context.Context, f *rowFold, d *deriver
 	return all, nil
 }
 
-// rowFold folds the events of one row.
-type rowFold struct {
-	x      *Explainer
-	model  *Model
-	folder *projection.Folder
-	row    *projection.Row
-	key    string
-	parked map[string]bool // streams
-}
+// skippedSQL reads what was decided to be skipped, except for what the version
+// has not carried out yet.
+const skippedSQL = `select d.id, d.reason from refold.decision d where d.projection = $1 and not exists (
+	select from refold.parked_event p where p.projection = d.projection and p.version = $2 and p.category = d.category and p.slot = d.slot and p.seq = d.seq)`
 
-// begin decodes an event; an outcome other than Applies, or a reason, says why not.
-func (f *rowFold) begin(ctx context.Context, e *event.Event) (outcome projection.Outcome, reason string, err error) {
-	if !f.model.Plan.Uses(e.Category, e.Type) {
-		return projection.Filtered, "", nil
-	}
-	id, _, err := avro.SplitFrame(e.Value)
+// skipped returns the reasons for which a version has skipped events. Somebody has
+// decided on each of them, so they are few.
+func (x *Explainer) skipped(ctx context.Context, v Version) (map[event.ID]string, error) {
+	rows, err := x.feeds.pool.Query(ctx, skippedSQL, v.Projection, v.Number)
 	if err != nil {
-		return projection.Applies, err.Error(), nil //nolint:nilerr // poison, which is told
+		return nil, fmt.Errorf("reading what %s skips: %w", v.Projection, err)
 	}
-	schema, err := f.x.schemas.SchemaByID(ctx, id)
-	if errors.Is(err, registry.ErrUnknownSchema) {
-		return projection.Applies, err.Error(), nil
-	}
-	if err != nil {
-		return projection.Applies, "", err
-	}
-	outcome, err = f.folder.Begin(e, schema)
-	if err != nil {
-		return outcome, err.Error(), nil //nolint:nilerr // poison, which is told
-	}
-	return outcome, "", nil
-}
-
-func (f *rowFold) concerns(ctx context.Context, e *event.Event) bool {
-	outcome, reason, err := f.begin(ctx, e)
-	return err == nil && reason == "" && outcome == projection.Applies && f.find()
-}
-
-// find makes the row's key the folder's present one, and tells whether it is one of
-// the event's.
-func (f *rowFold) find() bool {
-	for key := range f.folder.Keys() {
-		if string(key) == f.key {
-			return true
+	defer rows.Close()
+	skipped := make(map[event.ID]string)
+	for rows.Next() {
+		var id [16]byte
+		var reason string
+		if err := rows.Scan(&id, &reason); err != nil {
+			return nil, fmt.Errorf("reading what %s skips: %w", v.Projection, err)
 		}
+		skipped[id] = reason
 	}
-	return false
-}
-
-// apply folds one event and tells what it did.
-func (f *rowFold) apply(ctx context.Context, e *event.Event) (*ExplainedEvent, error) {
-	done := &ExplainedEvent{Position: e.Position().String(), Stream: e.Category + "/" + e.Stream, ID: e.ID.String(), Type: e.Type, Version: e.Version,
-		Time: e.Time, Recorded: e.Recorded, Outcome: "applied", Changes: map[string]FieldChange{}}
-	if f.parked[done.Stream] {
-		done.Outcome, done.Reason = "parked", "it waits behind another event of its stream"
-		return done, nil
-	}
-	outcome, reason, err := f.begin(ctx, e)
-	switch {
-	case err != nil:
-		return nil, err
-	case reason == "" && outcome == projection.Filtered:
-		done.Outcome = "filtered"
-		return done, nil
-	case reason == "" && !f.find():
-		return nil, nil
-	}
-	before := f.members()
-	if reason == "" {
-		if err := f.folder.Apply(f.row); err != nil {
-			reason = err.Error()
-		}
-	}
-	if reason != "" {
-		f.parked[done.Stream] = true
-		done.Outcome, done.Reason = "parked", reason
-		return done, nil
-	}
-	if !f.row.Exists() {
-		done.Outcome = "removed"
-	}
-	for _, name := range differences(before, f.members()) {
-		done.Changes[name] = FieldChange{orNull(before[name]), orNull(f.members()[name])}
-	}
-	return done, nil
-}
-
-// members returns the row as it is so far, empty for none.
-func (f *rowFold) members() (members map[string]json.RawMessage) {
-	if f.row.Exists() && json.Unmarshal(f.row.AppendData(nil), &members) != nil {
-		return nil // what the fold makes is JSON
-	}
-	return members
-}
-
-func orNull(raw json.RawMessage) json.RawMessage {
-	if raw == nil {
-		return json.RawMessage("null")
-	}
-	return raw
-}
-
-// differences names the fields whose values differ; null and missing are the same.
-func differences(a, b map[string]json.RawMessage) (names []string) {
-	for name := range a {
-		if !bytes.Equal(orNull(a[name]), orNull(b[name])) {
-			names = append(names, name)
-		}
-	}
-	for name := range b {
-		if _, both := a[name]; !both && string(b[name]) != "null" {
-			names = append(names, name)
-		}
-	}
-	slices.Sort(names)
-	return names
+	return skipped, rows.Err()
 }
 
 // compare compares the row that was folded with the one that is stored, in the
 // form that the fold gives both.
-func (e *Explanation) compare(f *rowFold) error {
-	folded := f.members()
-	if f.row.Exists() {
-		e.Folded = f.row.AppendData(nil)
-	}
+func (e *Explanation) compare(f *rowFold) (err error) {
 	var stored map[string]json.RawMessage
 	if e.Stored != nil {
-		row, err := f.model.Plan.LoadRow(e.Stored, nil)
+		data, err := f.offer(e.Stored)
+		if err == nil {
+			err = json.Unmarshal(data, &stored)
+		}
 		if err != nil {
 			return fmt.Errorf("reading the row %q: %w", e.Key, err)
 		}
-		if err := json.Unmarshal(row.AppendData(nil), &stored); err != nil {
-			return fmt.Errorf("reading the row %q: %w", e.Key, err)
-		}
 	}
-	e.Differences = differences(folded, stored)
-	e.Equal = len(e.Differences) == 0 && f.row.Exists() == (e.Stored != nil)
+	if e.Folded, err = f.made(); err != nil {
+		return fmt.Errorf("reading the row %q as it was folded: %w", e.Key, err)
+	}
+	e.Differences = differences(f.members(), stored)
+	e.Equal = len(e.Differences) == 0 && (e.Folded == nil) == (e.Stored == nil)
 	return nil
 }

@@ -32,12 +32,8 @@ func (r *Reader) Export(ctx context.Context, name string, where Condition, fresh
 	defer cancel()
 	// Waiting for what the client wants is done without a transaction. What one
 	// snapshot has contained, every later one contains.
-	pick := func(ctx context.Context) (*Model, bool, error) {
-		m, err := r.models.current(ctx, name)
-		return m, false, err
-	}
 	marks := written(fresh.Token)
-	if _, err := r.answer(ctx, pick, fresh, func(m *Model, _ bool) (*snapshot, error) {
+	if _, err := r.answer(ctx, r.current(name), fresh, func(m *Model, _ bool) (*snapshot, error) {
 		_, of, err := m.getter.read(ctx, nil, marks)
 		return of, err
 	}); err != nil {

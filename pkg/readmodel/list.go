@@ -317,12 +317,3 @@ func conjuncts(c Condition) []Condition {
 		return []Condition{c}
 	}
 }
-
-// numberedGone turns the error of a leaf that is not there any more into what a
-// cursor that is bound to it is told.
-func numberedGone(err error) error {
-	if isGone(err) {
-		return ErrCursorExpired
-	}
-	return err
-}

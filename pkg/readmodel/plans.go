@@ -1,6 +1,7 @@
 package readmodel
 
 import (
+	"errors"
 	"fmt"
 	"sync"
 
@@ -24,7 +25,11 @@ func NewPlans(contracts *avro.Contracts, deployed ...*projection.Definition) *Pl
 	return &Plans{contracts: contracts, deployed: deployed, plans: make(map[string]*projection.Plan)}
 }
 
-// Plan returns the plan of a version.
+// ErrUnreadable says that this program cannot read a definition that the catalogue
+// keeps: a program with newer contracts has made it.
+var ErrUnreadable = errors.New("the definition was made by a program with other contracts")
+
+// Plan returns the plan of a version, or [ErrUnreadable].
 func (p *Plans) Plan(v Version) (*projection.Plan, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -34,7 +39,7 @@ func (p *Plans) Plan(v Version) (*projection.Plan, error) {
 	}
 	definitions, err := projection.ParseDefinitions(fmt.Sprintf("%s v%d", v.Projection, v.Number), []byte(v.Definition))
 	if err != nil {
-		return nil, fmt.Errorf("reading the definition of %s version %d: %w", v.Projection, v.Number, err)
+		return nil, fmt.Errorf("%w: reading the definition of %s version %d: %w", ErrUnreadable, v.Projection, v.Number, err)
 	}
 	for _, d := range definitions {
 		if d.Name != v.Projection {
@@ -43,7 +48,7 @@ func (p *Plans) Plan(v Version) (*projection.Plan, error) {
 		d.Bind(p.deployed)
 		plan, err := projection.Compile(d, p.contracts)
 		if err != nil {
-			return nil, fmt.Errorf("compiling %s version %d: %w", v.Projection, v.Number, err)
+			return nil, fmt.Errorf("%w: compiling %s version %d: %w", ErrUnreadable, v.Projection, v.Number, err)
 		}
 		p.plans[key] = plan
 		return plan, nil

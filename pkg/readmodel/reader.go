@@ -11,7 +11,6 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/refoldhq/refold/pkg/event"
-	"github.com/refoldhq/refold/pkg/postgres"
 )
 
 // Config bounds a reader. The zero value of each field takes its default.
@@ -127,53 +126,6 @@ var (
 	errNotActive = errors.New("the version is not active any more")
 )
 
-// Answer says where an answer comes from.
-type Answer struct {
-	Version Version
-	// AsOf is a moment up to which all that was recorded is contained; zero when
-	// it is not known.
-	AsOf time.Time
-
-	progress *Progress
-	requests int64 // see [standing]
-	asked    event.Token
-	stream   string // the row's key, when one stream feeds it
-	byStream bool
-}
-
-// Token returns what the answer contains: a client that sends it with the next
-// request never goes back in time. Of a row that one stream feeds it names the
-// slot of that stream alone, and what was asked for.
-func (a Answer) Token() event.Token {
-	mark, ok := a.progress.ofStream(a.stream)
-	if !a.byStream || !ok {
-		return a.progress.Token()
-	}
-	marks := make([]event.Mark, 0, 1+len(a.asked))
-	if mark.Seq > 0 {
-		marks = append(marks, mark)
-	}
-	for _, m := range a.asked {
-		if m.Category == mark.Category && m.Slot != mark.Slot {
-			m.Written = false
-			marks = append(marks, m)
-		}
-	}
-	return event.NewToken(marks...)
-}
-
-// TokenText is Token().String().
-func (a Answer) TokenText() string {
-	if !a.byStream {
-		return a.progress.TokenText()
-	}
-	return a.Token().String()
-}
-
-// ChangeID returns the id behind which [Feeds.Subscribe] goes on from the answer
-// without a gap.
-func (a Answer) ChangeID() string { return standingAt(a.Version, a.requests, a.progress).id() }
-
 func isNotActive(err error) bool { return errors.Is(err, errNotActive) }
 
 // Get returns the row with a key as JSON, or [ErrNoRow], for which the answer is
@@ -184,11 +136,7 @@ func (r *Reader) Get(ctx context.Context, name, key string, fresh Fresh) (row []
 	}
 	marks := written(fresh.Token)
 	var e *entry
-	pick := func(ctx context.Context) (*Model, bool, error) {
-		m, err := r.models.current(ctx, name)
-		return m, false, err
-	}
-	from, err = r.answer(ctx, pick, fresh, func(m *Model, fromCache bool) (*snapshot, error) {
+	from, err = r.answer(ctx, r.current(name), fresh, func(m *Model, fromCache bool) (*snapshot, error) {
 		k := cacheKey{leaf: m.Version.Leaf, query: key}
 		if fromCache {
 			if e = r.cache.find(m, k, fresh.Token); e != nil {
@@ -213,116 +161,4 @@ func (r *Reader) Get(ctx context.Context, name, key string, fresh Fresh) (row []
 		row = e.row
 	}
 	return row, from, err
-}
-
-// answer asks read for rows of the version that pick finds until their snapshot
-// contains what the client wants, within its wait. Unless it is pinned the version
-// must be active in that snapshot.
-func (r *Reader) answer(ctx context.Context, pick func(context.Context) (m *Model, pinned bool, err error), fresh Fresh,
-	read func(m *Model, fromCache bool) (*snapshot, error)) (from Answer, err error) {
-	cached, doubted := true, false
-	var wrong *QueryError
-	var deadline, tick <-chan time.Time // set at the first wait
-	for attempt, flips := 0, 0; ; attempt++ {
-		m, pinned, err := pick(ctx)
-		if err != nil {
-			return from, classify(err)
-		}
-		worth, moved := true, (<-chan struct{})(nil)
-		if len(fresh.Token) > 0 {
-			worth, moved = r.watcher.expect(m.id, fresh.Token)
-		}
-		err = ErrNotCaughtUp
-		if worth || attempt == 0 && fresh.Wait == 0 {
-			moved = r.watcher.Moved() // before reading, so that no move is missed
-			var of *snapshot
-			of, err = read(m, cached && (pinned || r.watcher.serves(m)))
-			if err == nil {
-				from = r.from(m, of, fresh)
-				err = r.judge(m, of, pinned, from, fresh)
-			}
-			if pinned {
-				err = numberedGone(err)
-			}
-		}
-		switch {
-		case errors.Is(err, errNotActive), isGone(err): // flipped or retired: look again
-			r.models.forget(m)
-			if flips++; flips <= maxFlips {
-				continue
-			}
-			return from, classify(err)
-		case errors.As(err, &wrong) && !pinned && !doubted: // by a definition that may have changed in place
-			doubted = true
-			r.models.forget(m)
-			continue
-		case errors.Is(err, ErrTooStale):
-			cached, moved = false, r.watcher.look()
-		case !errors.Is(err, ErrNotCaughtUp):
-			return from, classify(err)
-		}
-		if deadline == nil {
-			timer := time.NewTimer(fresh.Wait)
-			defer timer.Stop()
-			deadline = timer.C
-			ticker := time.NewTicker(askEvery)
-			defer ticker.Stop()
-			tick = ticker.C
-		}
-		select {
-		case <-moved:
-		case <-tick: // looks whether it is worth asking, even if nothing is heard
-		case <-deadline:
-			return from, err
-		case <-ctx.Done():
-			return from, context.Cause(ctx)
-		}
-	}
-}
-
-// askEvery is how often one who waits asks while nothing can be heard.
-const askEvery = 100 * time.Millisecond
-
-// maxFlips bounds how often a query looks for the active version again, however
-// often it has waited.
-const maxFlips = 10
-
-func (r *Reader) judge(m *Model, of *snapshot, pinned bool, from Answer, fresh Fresh) error {
-	switch {
-	case pinned && (of.state == "" || of.state == stateRetired):
-		return ErrCursorExpired
-	case !pinned && !of.serves(m):
-		return errNotActive
-	}
-	if len(fresh.Token) > 0 {
-		if err := of.judge(fresh.Token); err != nil {
-			return err
-		}
-	}
-	if fresh.MaxStaleness > 0 && (from.AsOf.IsZero() || time.Since(from.AsOf) > fresh.MaxStaleness) {
-		return ErrTooStale
-	}
-	return nil
-}
-
-// from says where an answer comes from. It contains all that the version had
-// applied when it was read, and what that was is known since the last look.
-func (r *Reader) from(m *Model, of *snapshot, fresh Fresh) Answer {
-	from := Answer{Version: m.Version, progress: of.progress, requests: of.requests, asked: fresh.Token, byStream: !m.Plan.Shared()}
-	if behind, at, known := r.watcher.lag(m.id); known {
-		if of.at.Before(at) {
-			at = of.at
-		}
-		from.AsOf = at.Add(-behind)
-	}
-	return from
-}
-
-// classify tells what ran out of time, be it a statement, the wait for a session or
-// the whole.
-func classify(err error) error {
-	if postgres.Classify(err) == postgres.ClassTimeout || errors.Is(err, context.DeadlineExceeded) {
-		return fmt.Errorf("%w: %w", ErrTooExpensive, err)
-	}
-	return err
 }

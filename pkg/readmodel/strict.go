@@ -91,7 +91,7 @@ func (c Condition) use() use {
 func (m *Model) served(where Condition, order []term) error {
 	fixed, ok := m.filterServed(where)
 	if !ok {
-		return m.refuse("filter", filterIndex(where))
+		return m.refuse("filter", m.filterIndex(where))
 	}
 	if fixed == useList || len(conjuncts(where)) == 1 && conjuncts(where)[0].op == opOr {
 		return nil // what an index has found is sorted
@@ -103,7 +103,7 @@ func (m *Model) served(where Condition, order []term) error {
 	}
 	var fields []string
 	for _, p := range conjuncts(where) {
-		if p.use() == useOne && p.field != "key" && !slices.Contains(fields, p.field) {
+		if p.use() == useOne && p.field != "key" && m.sorts(p.field) && !slices.Contains(fields, p.field) {
 			fields = append(fields, p.field)
 		}
 	}
@@ -155,10 +155,10 @@ func (m *Model) filterServed(c Condition) (by use, ok bool) {
 
 // filterIndex names the fields by which a filter could be served; nil when no
 // index can serve it.
-func filterIndex(where Condition) (fields []string) {
+func (m *Model) filterIndex(where Condition) (fields []string) {
 	for _, want := range []use{useOne, useList, useRange} {
 		for _, p := range conjuncts(where) {
-			if p.use() == want && !slices.Contains(fields, p.field) {
+			if p.use() == want && m.sorts(p.field) && !slices.Contains(fields, p.field) {
 				fields = append(fields, p.field)
 			}
 		}
@@ -166,7 +166,28 @@ func filterIndex(where Condition) (fields []string) {
 			break // behind a range an index helps no further
 		}
 	}
-	return fields
+	if len(fields) > 0 {
+		return fields
+	}
+	for _, p := range conjuncts(where) {
+		if p.op == opContains && len(p.path) == 0 && m.hasMembers(p.field) {
+			return []string{p.field}
+		}
+	}
+	return nil
+}
+
+// sorts tells whether an index can have a field's values in order.
+func (m *Model) sorts(name string) bool {
+	col, err := findColumn(m.Plan, name, false)
+	return err == nil && col.kind != avro.JSON
+}
+
+// hasMembers tells whether an index can have a field's members.
+func (m *Model) hasMembers(name string) bool {
+	return slices.ContainsFunc(m.Plan.Fields(), func(f projection.Field) bool {
+		return f.Name == name && f.Kind == avro.JSON && f.Shape != projection.ShapeObject && f.Shape != projection.ShapeChildren
+	})
 }
 
 // orderServed tells whether an index yields rows in an order, once the fields that
@@ -192,11 +213,6 @@ func orderServed(where Condition, index []string, order []term) bool {
 }
 
 func (m *Model) refuse(parameter string, fields []string) error {
-	for _, name := range fields {
-		if col, err := findColumn(m.Plan, name, false); err == nil && col.kind == avro.JSON {
-			fields = nil
-		}
-	}
 	if len(fields) == 0 {
 		return badQuery(parameter, "the read model %s is large and no index can serve this: add a condition that one serves", m.Plan.Name())
 	}
