@@ -8,9 +8,9 @@ import (
 )
 
 // cache keeps aggregates warm and gives each to one caller at a time: callers of
-// one aggregate would only make one another lose races. It holds a bounded
-// number of aggregates, besides those in use, and drops those that were used
-// longest ago.
+// one aggregate would only make one another lose races. It holds a bounded number
+// of aggregates and of their bytes, besides those in use, and drops those that were
+// used longest ago.
 type cache[A any] struct {
 	seed   maphash.Seed
 	shards [16]shard[A]
@@ -21,22 +21,26 @@ type shard[A any] struct {
 	slots map[string]*slot[A]
 	used  *list.List // of *slot[A]: all that have something to keep, the one used last in front
 	max   int
+
+	bytes, maxBytes int // of all in used
 }
 
-// slot is one aggregate. Whoever has taken lock may use live and held.
+// slot is one aggregate. Whoever has taken lock may use live, held and bytes.
 type slot[A any] struct {
 	id    string
 	lock  chan struct{} // holds an element while somebody has the slot
 	live  *A            // nil: to be loaded
-	held  []Claim       // what live claims
+	held  held          // what live holds
+	bytes int           // that live takes, about
 	users int           // callers that have it or wait for it
 	place *list.Element // in used; nil when there was nothing to keep yet
+	taken int           // bytes that are counted for it while it has a place
 }
 
-func newCache[A any](size int) *cache[A] {
+func newCache[A any](size, bytes int) *cache[A] {
 	c := &cache[A]{seed: maphash.MakeSeed()}
 	for i := range c.shards {
-		c.shards[i] = shard[A]{slots: make(map[string]*slot[A]), used: list.New(), max: max(1, size/len(c.shards))}
+		c.shards[i] = shard[A]{slots: make(map[string]*slot[A]), used: list.New(), max: max(1, size/len(c.shards)), maxBytes: bytes / len(c.shards)}
 	}
 	return c
 }
@@ -84,21 +88,23 @@ func (s *shard[A]) leave(e *slot[A]) {
 	if e.users--; e.users > 0 {
 		return
 	}
-	switch {
-	case e.live == nil:
+	if e.live == nil {
 		s.drop(e)
-	case e.place == nil:
-		e.place = s.used.PushFront(e)
-		s.evict()
-	default:
-		s.used.MoveToFront(e.place)
+		return
 	}
+	if e.place == nil {
+		e.place = s.used.PushFront(e)
+	}
+	s.used.MoveToFront(e.place)
+	s.bytes += e.bytes - e.taken
+	e.taken = e.bytes
+	s.evict()
 }
 
 // evict drops what was used longest ago. Aggregates in use stay, so that nobody
-// else makes a second slot for them.
+// else makes a second slot for them. One that is larger than all room goes at once.
 func (s *shard[A]) evict() {
-	for at := s.used.Back(); at != nil && s.used.Len() > s.max; {
+	for at := s.used.Back(); at != nil && (s.used.Len() > s.max || s.bytes > s.maxBytes); {
 		before := at.Prev()
 		if e := at.Value.(*slot[A]); e.users == 0 {
 			s.drop(e)
@@ -110,7 +116,8 @@ func (s *shard[A]) evict() {
 func (s *shard[A]) drop(e *slot[A]) {
 	if e.place != nil {
 		s.used.Remove(e.place)
-		e.place = nil
+		s.bytes -= e.taken
+		e.place, e.taken = nil, 0
 	}
 	delete(s.slots, e.id)
 }
@@ -123,19 +130,5 @@ func (c *cache[A]) forget(id string) {
 	defer s.mu.Unlock()
 	if e := s.slots[id]; e != nil && e.users == 0 {
 		s.drop(e)
-	}
-}
-
-// clear drops all aggregates that are not in use.
-func (c *cache[A]) clear() {
-	for i := range c.shards {
-		s := &c.shards[i]
-		s.mu.Lock()
-		for _, e := range s.slots {
-			if e.users == 0 {
-				s.drop(e)
-			}
-		}
-		s.mu.Unlock()
 	}
 }

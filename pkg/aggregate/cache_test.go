@@ -16,7 +16,7 @@ func TestOneCallerAtATimeHasAnAggregate(t *testing.T) {
 	t.Parallel()
 	type counter struct{ n int }
 	const size, ids = 32, 200
-	c := newCache[counter](size)
+	c := newCache[counter](size, 1<<30)
 	var counts [ids]int // each is changed by whoever has the aggregate
 	var all sync.WaitGroup
 	for range 8 {
@@ -39,11 +39,8 @@ func TestOneCallerAtATimeHasAnAggregate(t *testing.T) {
 					s.live = nil // something went wrong
 				}
 				c.release(s)
-				switch rand.IntN(100) {
-				case 0:
+				if rand.IntN(50) == 0 {
 					c.forget(fmt.Sprint(rand.IntN(ids)))
-				case 1:
-					c.clear()
 				}
 			}
 		})
@@ -55,8 +52,36 @@ func TestOneCallerAtATimeHasAnAggregate(t *testing.T) {
 		require.Equal(t, c.shards[i].used.Len(), len(c.shards[i].slots))
 	}
 	require.LessOrEqual(t, kept, size+len(c.shards)*8) // what was in use when others came stays until the next one
-	c.clear()
-	for i := range c.shards {
-		require.Empty(t, c.shards[i].slots)
+}
+
+// What is kept takes no more bytes than were given, whether aggregates grow, shrink,
+// or are larger than all there is.
+func TestTheCacheIsBoundedByBytesToo(t *testing.T) {
+	t.Parallel()
+	const room = 16 * 1000
+	c := newCache[int](1<<20, room)
+	use := func(id, bytes int) (warm bool) {
+		s, err := c.acquire(context.Background(), fmt.Sprint(id))
+		require.NoError(t, err)
+		warm = s.live != nil
+		s.live, s.bytes = new(int), bytes
+		c.release(s)
+		return warm
 	}
+	for range 20_000 {
+		use(rand.IntN(500), rand.IntN(300))
+	}
+	for i := range c.shards {
+		s, taken := &c.shards[i], 0
+		for _, e := range s.slots {
+			taken += e.bytes
+		}
+		require.Equal(t, taken, s.bytes)
+		require.LessOrEqual(t, taken, room/len(c.shards))
+		require.NotEmpty(t, s.slots)
+	}
+	use(1000, 10)
+	require.True(t, use(1000, 2000), "it was small")
+	require.False(t, use(1000, 10), "it has outgrown its shard")
+	require.True(t, use(1000, 10))
 }

@@ -105,6 +105,7 @@ func (c *Codec[A]) Apply(a *A, e *event.Event, writer *avro.Schema) error {
 	}
 	root.version, root.last, root.recorded = e.Version, e.ID, e.Recorded
 	root.since.add(1, len(e.Value), e.Recorded)
+	root.size.folded += len(e.Value)
 	return nil
 }
 
@@ -143,6 +144,7 @@ func (c *Codec[A]) restore(id string, snap eventstore.Snapshot) (*A, error) {
 	}
 	root := c.d.root(a)
 	root.version, root.last, root.recorded, root.since = snap.Version, snap.Event, snap.Recorded, since{recorded: snap.Recorded}
+	root.size = size{json: len(snap.State)}
 	return a, nil
 }
 
@@ -154,20 +156,26 @@ func (c *Codec[A]) holds(a *A) []Claim {
 	return c.d.claims(a)
 }
 
-// request returns the append of what was raised on an aggregate that held
-// certain claims before, and what it holds then.
-func (c *Codec[A]) request(a *A, held []Claim) (eventstore.Append, []Claim, error) {
+// held are the claims of a stream: what the claim table has, and what the rule
+// says of the state at that version. They differ where the rule was another one
+// before, or somebody has brought the table to it since.
+type held struct{ table, rule []Claim }
+
+// request returns the append of what was raised on an aggregate that held certain
+// claims before, and what it holds then.
+func (c *Codec[A]) request(a *A, before held) (eventstore.Append, held, error) {
 	root := c.d.root(a)
 	out := eventstore.Append{Category: c.d.category, Stream: root.id, Expected: eventstore.Exactly(root.version), Events: make([]eventstore.NewEvent, len(root.pending))}
 	for i, e := range root.pending {
 		var err error
 		if out.Events[i], err = c.Encode(e); err != nil {
-			return out, nil, err
+			return out, held{}, err
 		}
 	}
-	holds := c.holds(a)
-	out.Claims, out.Releases = without(holds, held), without(held, holds)
-	return out, holds, nil
+	after := c.holds(a)
+	out.Claims = without(after, before.table)
+	out.Releases = append(without(before.table, after), without(without(before.rule, after), before.table)...)
+	return out, held{after, after}, nil
 }
 
 // without returns the claims of a that are not in b.
@@ -190,5 +198,25 @@ func (r *Root) stored(a *eventstore.Append, result *eventstore.AppendResult) {
 	r.version, r.last, r.recorded, r.pending = result.LastVersion, last.ID, last.Recorded, r.pending[:0]
 	for i := range a.Events {
 		r.since.add(1, len(a.Events[i].Value), last.Recorded)
+		r.size.folded += len(a.Events[i].Value)
 	}
+}
+
+const (
+	slotBytes   = 512     // of an aggregate besides its state
+	measureAt   = 4 << 10 // folded bytes from which the state is written to measure it
+	perJSONByte = 2       // bytes of memory for one of JSON, about
+)
+
+// weigh estimates the bytes that an aggregate takes: by the JSON of its state and
+// the events since that was written. It is written anew only when as many bytes
+// were folded as it has, so that it costs little for each.
+func (c *Codec[A]) weigh(a *A) int {
+	s := &c.d.root(a).size
+	if s.folded >= max(s.json, measureAt) {
+		if state, err := json.Marshal(a); err == nil {
+			*s = size{json: len(state)}
+		}
+	}
+	return slotBytes + perJSONByte*(s.json+s.folded)
 }

@@ -13,21 +13,36 @@ import (
 const pageSize = 1000
 
 // load returns an aggregate as the log has it, from its snapshot if there is a
-// good one. An aggregate without events is at version 0.
-func (r *Repository[A]) load(ctx context.Context, category eventstore.Category, id string) (*A, error) {
-	snap, events, err := r.rt.snapshots.Load(ctx, category, id, r.codec.fingerprint, pageSize)
+// good one, and what it holds. An aggregate without events is at version 0.
+func (r *Repository[A]) load(ctx context.Context, category eventstore.Category, id string) (*A, held, error) {
+	claims := r.codec.d.claims != nil
+	loaded, err := r.rt.snapshots.Load(ctx, category, id, r.codec.fingerprint, pageSize, claims)
 	if err != nil {
-		return nil, eventstore.AsUnavailable(err)
+		return nil, held{}, eventstore.AsUnavailable(err)
 	}
-	a := r.codec.New(id)
-	if snap.Version > 0 {
-		if a, err = r.codec.restore(id, snap); err != nil {
+	a, again := r.codec.New(id), len(loaded.Events) == pageSize
+	if loaded.Snapshot.Version > 0 {
+		if restored, err := r.codec.restore(id, loaded.Snapshot); err == nil {
+			a = restored
+		} else {
 			r.rt.metrics.badSnapshot()
 			r.rt.deps.Logger.Warn("ignoring a snapshot", "category", category.Name, "stream", id, "err", err)
-			return r.replayUpTo(ctx, category, id, all)
+			if loaded.Events, err = r.firstEvents(ctx, category, id); err != nil {
+				return nil, held{}, err
+			}
+			again = true
 		}
 	}
-	return a, r.foldOn(ctx, category, a, events, all)
+	if err := r.foldOn(ctx, category, a, loaded.Events, all); err != nil {
+		return nil, held{}, err
+	}
+	if claims && again { // what was read before the last event may be older than it
+		if loaded.Claims, err = r.rt.reader.ClaimsOf(ctx, category, id); err != nil {
+			return nil, held{}, eventstore.AsUnavailable(err)
+		}
+	}
+	r.codec.Root(a).from = loaded.From
+	return a, held{table: loaded.Claims, rule: r.codec.holds(a)}, nil
 }
 
 // all is the end of no replay.
@@ -37,11 +52,16 @@ func all(*event.Event) bool { return false }
 // is true.
 func (r *Repository[A]) replayUpTo(ctx context.Context, category eventstore.Category, id string, past func(*event.Event) bool) (*A, error) {
 	a := r.codec.New(id)
-	events, err := r.rt.reader.StreamEvents(ctx, category, id, 0, pageSize, false)
+	events, err := r.firstEvents(ctx, category, id)
 	if err != nil {
-		return nil, eventstore.AsUnavailable(err)
+		return nil, err
 	}
 	return a, r.foldOn(ctx, category, a, events, past)
+}
+
+func (r *Repository[A]) firstEvents(ctx context.Context, category eventstore.Category, id string) ([]event.Event, error) {
+	events, err := r.rt.reader.StreamEvents(ctx, category, id, 0, pageSize, false)
+	return events, eventstore.AsUnavailable(err)
 }
 
 // foldOn folds a page of events and those that follow it.
@@ -129,10 +149,11 @@ func (r *Repository[A]) At(ctx context.Context, id string, when Moment) (View, e
 
 // loadAt begins at the snapshot unless that comes after the moment.
 func (r *Repository[A]) loadAt(ctx context.Context, category eventstore.Category, id string, when Moment) (*A, error) {
-	snap, events, err := r.rt.snapshots.Load(ctx, category, id, r.codec.fingerprint, pageSize)
+	loaded, err := r.rt.snapshots.Load(ctx, category, id, r.codec.fingerprint, pageSize, false)
 	if err != nil {
 		return nil, eventstore.AsUnavailable(err)
 	}
+	snap := loaded.Snapshot
 	if snap.Version == 0 || when.past(&event.Event{Version: snap.Version, Recorded: snap.Recorded}) {
 		return r.replayUpTo(ctx, category, id, when.past)
 	}
@@ -140,7 +161,7 @@ func (r *Repository[A]) loadAt(ctx context.Context, category eventstore.Category
 	if err != nil {
 		return r.replayUpTo(ctx, category, id, when.past)
 	}
-	return a, r.foldOn(ctx, category, a, events, when.past)
+	return a, r.foldOn(ctx, category, a, loaded.Events, when.past)
 }
 
 // Replay calls visit with nil and the state at a version, and then with each

@@ -24,7 +24,7 @@ type order struct {
 
 // WithCommandID makes the call idempotent: what was done under an id is done
 // once, and a later call with the id gets the first one's result without running
-// its function. A call that raised nothing leaves no trace, so it runs again.
+// its function; one that raised nothing too, but none that was refused.
 // label says what was asked: an id that comes back with another label, or for
 // another aggregate, is refused with eventstore.ErrKeyReused.
 func WithCommandID(id, label string) Option {

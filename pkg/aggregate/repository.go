@@ -24,7 +24,7 @@ func (d *Definition[A]) open(rt *Runtime) (Handler, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Repository[A]{rt: rt, codec: codec, cache: newCache[A](rt.cfg.CacheSize)}, nil
+	return &Repository[A]{rt: rt, codec: codec, cache: newCache[A](rt.cfg.CacheSize, rt.cfg.CacheBytes)}, nil
 }
 
 // Category returns the category of the aggregates.
@@ -60,7 +60,7 @@ func (r *Repository[A]) Load(ctx context.Context, id string) (*A, error) {
 	if err != nil {
 		return nil, err
 	}
-	a, err := r.load(ctx, category, id)
+	a, _, err := r.load(ctx, category, id)
 	if err == nil && r.codec.Root(a).version == 0 {
 		err = &Missing{Category: category.Name, ID: id}
 	}
@@ -149,23 +149,17 @@ func (r *Repository[A]) run(ctx context.Context, id string, expect existence, f 
 	c := call[A]{repository: r, category: category, order: o, slot: s, expect: expect, f: f, hash: o.hash(category.Name, id)}
 	for attempt := 1; ; attempt++ {
 		result, err := c.attempt(ctx)
-		if err == nil {
-			return result, nil
-		}
-		var lost *eventstore.VersionConflict
 		switch {
 		case errors.Is(err, errStale): // it was not run on fresh state, so it does not count
 			attempt--
-			continue
-		case errors.As(err, &lost) && attempt >= o.attempts:
-			expected, _ := lost.Expected.Version()
-			return nil, &Conflict{Category: category.Name, ID: id, Attempts: attempt, Expected: expected, Actual: lost.Actual}
-		case lost != nil:
+		case !raced(err):
+			return result, err
+		case attempt >= o.attempts:
+			return nil, spent(err, attempt)
+		default:
 			if err := pause(ctx, attempt); err != nil {
 				return nil, err
 			}
-		default:
-			return result, err
 		}
 	}
 }
@@ -197,7 +191,8 @@ type call[A any] struct {
 	hash       []byte
 }
 
-// errStale says that the cache was behind the log.
+// errStale says that the cache was behind the log, or ahead of one that has lost
+// its tail. The next attempt loads the aggregate.
 var errStale = errors.New("the cached aggregate is stale")
 
 // attempt runs the function once and stores what it raised. The cache keeps the
@@ -211,13 +206,12 @@ func (c *call[A]) attempt(ctx context.Context) (*Result, error) {
 	warm := c.slot.live != nil
 	r.rt.metrics.loaded(warm)
 	if !warm {
-		a, err := r.load(ctx, c.category, id)
-		if err != nil {
+		var err error
+		if c.slot.live, c.slot.held, err = r.load(ctx, c.category, id); err != nil {
 			return nil, err
 		}
-		c.slot.live, c.slot.held = a, r.codec.holds(a)
 	}
-	a, held := c.slot.live, c.slot.held
+	a, before := c.slot.live, c.slot.held
 	c.slot.live = nil // until it is known to be what the log has; f may panic
 	root := r.codec.Root(a)
 	refused := c.check(root)
@@ -226,33 +220,62 @@ func (c *call[A]) attempt(ctx context.Context) (*Result, error) {
 		err = c.f(a)
 	}
 	if err != nil || len(root.pending) == 0 {
-		if warm {
-			if err := c.checkFresh(ctx, root); err != nil {
-				return nil, err
-			}
+		result, err := c.conclude(ctx, root, err, warm)
+		if refused != nil && err == refused { //nolint:errorlint // the very refusal: f has not run
+			c.keep(a, before)
 		}
-		if refused != nil {
-			c.slot.live = a
-		}
-		if err != nil {
-			return nil, err
-		}
-		return &Result{Category: c.category.Name, ID: id, Version: root.version}, nil
+		return result, err
 	}
-	write, holds, err := r.codec.request(a, held)
+	write, after, err := r.codec.request(a, before)
 	if err != nil {
 		return nil, err
 	}
-	result, err := c.append(ctx, write)
+	stored, err := r.rt.store(ctx, c.order, &eventstore.Request{Appends: []eventstore.Append{write}, Metadata: c.order.metadata,
+		Key: c.order.key, Hash: c.hash, Seen: root.from})
+	if warm && errors.Is(err, eventstore.ErrFailedOver) {
+		err = errStale
+	}
 	if err != nil {
 		return nil, err
 	}
-	if !result.Replayed {
-		root.stored(&write, &result.Appends[0])
-		c.slot.live, c.slot.held = a, holds
+	if !stored.Result.Replayed {
+		root.stored(&write, &stored.Result.Appends[0])
+		c.keep(a, after)
 		r.maybeSnapshot(id, root)
 	}
-	return resultOf(c.category.Name, id, result), nil
+	return resultOf(c.category.Name, id, stored), nil
+}
+
+// keep has the aggregate stay warm.
+func (c *call[A]) keep(a *A, holds held) {
+	c.slot.live, c.slot.held, c.slot.bytes = a, holds, c.repository.codec.weigh(a)
+}
+
+// conclude ends a call that appends nothing: f has failed, or raised no event. It
+// is not judged by an append, so a warm aggregate is compared with the log.
+func (c *call[A]) conclude(ctx context.Context, root *Root, failed error, warm bool) (*Result, error) {
+	end := eventstore.Conclusion{Seen: []eventstore.Seen{root.seen(c.category)}, Version: root.version}
+	if failed == nil {
+		end.Key, end.Hash = c.order.key, c.hash
+	}
+	if warm || end.Key != "" {
+		first, err := c.repository.rt.conclude(ctx, c.order, end)
+		if warm && raced(err) {
+			err = errStale
+		}
+		if first != nil || err != nil {
+			return resultOf(c.category.Name, root.id, first), err
+		}
+	}
+	if failed != nil {
+		return nil, failed
+	}
+	return &Result{Category: c.category.Name, ID: root.id, Version: root.version}, nil
+}
+
+// seen is the aggregate's stream as it was read.
+func (r *Root) seen(category eventstore.Category) eventstore.Seen {
+	return eventstore.Seen{Category: category, Stream: r.id, Version: r.version, Last: r.last}
 }
 
 // check compares the aggregate with what the call asks for.
@@ -269,36 +292,14 @@ func (c *call[A]) check(root *Root) error {
 	return nil
 }
 
-// checkFresh returns errStale if the log has events that the aggregate has not:
-// an answer without an append is not judged by the log otherwise.
-func (c *call[A]) checkFresh(ctx context.Context, root *Root) error {
-	version, err := c.repository.rt.reader.VersionOf(ctx, c.category, root.id)
-	if err == nil && version != root.version {
-		err = errStale
-	}
-	return eventstore.AsUnavailable(err)
-}
-
-func (c *call[A]) append(ctx context.Context, write eventstore.Append) (*eventstore.Result, error) {
-	rt := c.repository.rt
-	request := &eventstore.Request{Appends: []eventstore.Append{write}, Metadata: c.order.metadata, Key: c.order.key, Hash: c.hash}
-	result, err := rt.deps.Store.Append(ctx, request)
-	if errors.Is(err, eventstore.ErrKeyReused) {
-		// Another call with the id was faster, and did something of another shape.
-		if first, err := rt.replay(ctx, c.order, c.hash); first != nil || err != nil {
-			return first, err
-		}
-	}
-	return result, err
-}
-
-func resultOf(category, id string, r *eventstore.Result) *Result {
-	if r == nil {
+// resultOf is the result for one aggregate of what was done; nil for nil.
+func resultOf(category, id string, done *eventstore.Outcome) *Result {
+	if done == nil {
 		return nil
 	}
-	out := &Result{Category: category, ID: id, Replayed: r.Replayed}
-	for i := range r.Appends {
-		if a := &r.Appends[i]; a.Category == category && a.Stream == id {
+	out := &Result{Category: category, ID: id, Version: done.Version, Replayed: done.Result.Replayed}
+	for i := range done.Result.Appends {
+		if a := &done.Result.Appends[i]; a.Category == category && a.Stream == id {
 			out.Version, out.Events = a.LastVersion, a.Events
 		}
 	}

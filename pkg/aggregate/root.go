@@ -37,14 +37,16 @@
 // appends what it raised at the version that was loaded. Somebody else's append
 // in between is a lost race: the function is run again on the fresh state.
 // Aggregates stay warm in a cache. An append from the cache is judged by its
-// expected version like any other, and a refusal or an answer without events is
-// given only after a look at the log has shown that the state was fresh, and the
-// state that it was given on is dropped: so the cache changes no answer.
+// expected version like any other, and refused by a database that has failed over
+// since the aggregate was loaded. A refusal or an answer without events is given
+// only after a look at the log has shown that the state was fresh, and the state
+// that it was given on is dropped: so the cache changes no answer.
 package aggregate
 
 import (
 	"github.com/refoldhq/refold/pkg/event"
 	"github.com/refoldhq/refold/pkg/eventstore"
+	"github.com/refoldhq/refold/pkg/postgres"
 )
 
 // Root is what the package needs to know of an aggregate. Embed it. The zero
@@ -56,6 +58,8 @@ type Root struct {
 	recorded event.Time // of that event
 	pending  []any
 	since    since
+	from     postgres.Incarnation // of the database that it was loaded from
+	size     size
 }
 
 // since is what has come after the newest snapshot, or after the beginning.
@@ -63,6 +67,12 @@ type since struct {
 	events   int
 	bytes    int
 	recorded event.Time // of the snapshot's event, or of the first event
+}
+
+// size is what the memory of the state is estimated by.
+type size struct {
+	json   int // of the state when it was written last
+	folded int // bytes of the events since
 }
 
 // ID returns the id of the aggregate's stream.
@@ -94,8 +104,10 @@ type Event[A any] interface{ Apply(*A) }
 type Claim = eventstore.Claim
 
 // Claimer is an aggregate that holds claims. Claims returns all that it holds in
-// its present state. What a command adds to them is taken, and what it removes
-// is released, in the transaction of its events.
+// its present state. In the transaction of a command's events the stream takes what
+// it does not hold of them and releases all else that it holds: a rule that has
+// changed takes effect with the next command of each aggregate, which is refused as
+// long as another one holds a value. `writer claims` brings all to the rule at once.
 type Claimer interface{ Claims() []Claim }
 
 // Raise applies an event to an aggregate and keeps it until it is stored.

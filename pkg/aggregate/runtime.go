@@ -11,7 +11,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/prometheus/client_golang/prometheus"
@@ -19,14 +18,15 @@ import (
 	"github.com/refoldhq/refold/pkg/avro"
 	"github.com/refoldhq/refold/pkg/event"
 	"github.com/refoldhq/refold/pkg/eventstore"
-	"github.com/refoldhq/refold/pkg/postgres"
 	"github.com/refoldhq/refold/pkg/registry"
 )
 
 // Config bounds a runtime. The zero value of each field takes its default.
 type Config struct {
-	// CacheSize is how many aggregates of each type stay warm; 16,384.
-	CacheSize int
+	// CacheSize is how many aggregates of each type stay warm, and CacheBytes how many
+	// bytes they may take, as estimated by the JSON of their states; 16,384 and 64 MiB.
+	CacheSize  int
+	CacheBytes int
 	// Attempts is how often a function is run when races are lost; 16.
 	Attempts int
 	// Snapshots says when snapshots are written, for types that do not say it
@@ -90,7 +90,6 @@ type Handler interface {
 
 	snapshot(ctx context.Context, id string) error
 	sweep(ctx context.Context) error
-	forgetAll()
 }
 
 // NewRuntime checks the types against the contracts and returns the runtime. It
@@ -98,6 +97,9 @@ type Handler interface {
 func NewRuntime(cfg Config, deps Deps, types ...Type) (*Runtime, error) {
 	if cfg.CacheSize == 0 {
 		cfg.CacheSize = 16384
+	}
+	if cfg.CacheBytes == 0 {
+		cfg.CacheBytes = 64 << 20
 	}
 	if cfg.Attempts == 0 {
 		cfg.Attempts = 16
@@ -190,43 +192,14 @@ func (rt *Runtime) all() []Handler {
 	return list
 }
 
-// Run writes snapshots, sweeps old ones and watches for a failover of the
-// database, until ctx ends.
+// Run writes snapshots and sweeps old ones, until ctx ends.
 func (rt *Runtime) Run(ctx context.Context) error {
-	var all sync.WaitGroup
-	all.Go(func() { rt.writeSnapshots(ctx) })
-	all.Go(func() { rt.watchIncarnation(ctx) })
-	all.Wait()
+	rt.writeSnapshots(ctx)
 	return nil
 }
 
-// watchIncarnation drops what is warm when the database is another incarnation:
-// after a failover that has lost the tail of the log, other events may stand
-// under the versions of those that were folded here.
-func (rt *Runtime) watchIncarnation(ctx context.Context) {
-	var last postgres.Incarnation
-	tick := time.NewTicker(time.Second)
-	defer tick.Stop()
-	for {
-		now, err := postgres.ReadIncarnation(ctx, rt.deps.Pool)
-		if err != nil || now != last {
-			for _, h := range rt.all() {
-				h.forgetAll()
-			}
-		}
-		if err == nil {
-			last = now
-		}
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-		}
-	}
-}
-
-// replay returns the result of what was done under the order's key, or nil.
-func (rt *Runtime) replay(ctx context.Context, o *order, hash []byte) (*eventstore.Result, error) {
+// replay returns what was done under the order's key, or nil.
+func (rt *Runtime) replay(ctx context.Context, o *order, hash []byte) (*eventstore.Outcome, error) {
 	if o.key == "" {
 		return nil, nil
 	}
@@ -239,5 +212,51 @@ func (rt *Runtime) replay(ctx context.Context, o *order, hash []byte) (*eventsto
 	case !bytes.Equal(outcome.Hash, hash):
 		return nil, eventstore.ErrKeyReused
 	}
-	return outcome.Result, nil
+	return &outcome, nil
+}
+
+// conclude ends a call that stores nothing but its key, see [eventstore.Conclude]; or it
+// returns what was done under the key before.
+func (rt *Runtime) conclude(ctx context.Context, o *order, end eventstore.Conclusion) (*eventstore.Outcome, error) {
+	for {
+		err := eventstore.Conclude(ctx, rt.deps.Pool, end)
+		if !errors.Is(err, eventstore.ErrKeyKnown) {
+			return nil, eventstore.AsUnavailable(err)
+		}
+		if first, err := rt.replay(ctx, o, end.Hash); first != nil || err != nil {
+			return first, err
+		}
+	}
+}
+
+// store appends what a call has raised; or it returns what was done under the key
+// by another call that was faster, and did something of another shape.
+func (rt *Runtime) store(ctx context.Context, o *order, request *eventstore.Request) (*eventstore.Outcome, error) {
+	result, err := rt.deps.Store.Append(ctx, request)
+	if errors.Is(err, eventstore.ErrKeyReused) {
+		if first, err := rt.replay(ctx, o, request.Hash); first != nil || err != nil {
+			return first, err
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	return &eventstore.Outcome{Result: result}, nil
+}
+
+// raced tells whether an attempt was made on what others have changed since, so
+// that another one is worth it.
+func raced(err error) bool {
+	var lost *eventstore.VersionConflict
+	return errors.As(err, &lost) || errors.Is(err, eventstore.ErrFailedOver)
+}
+
+// spent is the error of a call whose last attempt has lost a race too.
+func spent(err error, attempts int) error {
+	var lost *eventstore.VersionConflict
+	if !errors.As(err, &lost) {
+		return err
+	}
+	expected, _ := lost.Expected.Version()
+	return &Conflict{Category: lost.Category, ID: lost.Stream, Attempts: attempts, Expected: expected, Actual: lost.Actual}
 }

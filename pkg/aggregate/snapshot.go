@@ -112,7 +112,7 @@ func (r *Repository[A]) snapshot(ctx context.Context, id string) error {
 	if err != nil {
 		return err
 	}
-	a, err := r.load(ctx, category, id)
+	a, _, err := r.load(ctx, category, id)
 	if err != nil {
 		return err
 	}
@@ -145,8 +145,6 @@ func (r *Repository[A]) Sweep(ctx context.Context, age time.Duration) error {
 		}
 	}
 }
-
-func (r *Repository[A]) forgetAll() { r.cache.clear() }
 
 // StaleSnapshot says that a snapshot is not what its events make.
 type StaleSnapshot struct {
@@ -193,7 +191,8 @@ func (r *Repository[A]) VerifySnapshots(ctx context.Context) (verified int, err 
 }
 
 func (r *Repository[A]) verifySnapshot(ctx context.Context, category eventstore.Category, id string) error {
-	snap, _, err := r.rt.snapshots.Load(ctx, category, id, r.codec.fingerprint, 1)
+	loaded, err := r.rt.snapshots.Load(ctx, category, id, r.codec.fingerprint, 1, false)
+	snap := loaded.Snapshot
 	if err != nil || snap.Version == 0 { // a snapshot of events that are gone is ignored by everybody
 		return err
 	}

@@ -35,9 +35,9 @@ func (w *writer) codec(t testing.TB) *aggregate.Codec[user.Account] {
 // events they would fold behind it.
 func (w *writer) read(t testing.TB, id string) (eventstore.Snapshot, int) {
 	t.Helper()
-	snap, events, err := w.snapshots.Load(ctx, w.category(t), id, w.codec(t).Fingerprint(), 1000)
+	loaded, err := w.snapshots.Load(ctx, w.category(t), id, w.codec(t).Fingerprint(), 1000, false)
 	require.NoError(t, err)
-	return snap, len(events)
+	return loaded.Snapshot, len(loaded.Events)
 }
 
 func TestSnapshotsAreWrittenByPolicyAndEqualTheFullReplay(t *testing.T) {

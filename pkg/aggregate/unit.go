@@ -3,10 +3,10 @@ package aggregate
 import (
 	"context"
 	"crypto/sha256"
-	"errors"
 	"slices"
 
 	"github.com/refoldhq/refold/pkg/eventstore"
+	"github.com/refoldhq/refold/pkg/postgres"
 )
 
 // Unit is a change of several aggregates that takes effect as one. It is good
@@ -21,6 +21,8 @@ type Unit struct {
 // member is one aggregate of a unit.
 type member interface {
 	is(category, id string) bool
+	// seen is its stream as it was read, and the database that it was read from.
+	seen() (eventstore.Seen, postgres.Incarnation)
 	// request returns what is to be appended, and false if nothing was raised.
 	request() (eventstore.Append, bool, error)
 	// stored notes what was appended, all of it.
@@ -29,16 +31,24 @@ type member interface {
 
 type memberOf[A any] struct {
 	repository *Repository[A]
+	category   eventstore.Category
 	a          *A
-	held       []Claim
+	held       held
+	given      bool // to the function; else it was only told that it exists, or does not
 }
 
+func (m *memberOf[A]) root() *Root { return m.repository.codec.Root(m.a) }
+
 func (m *memberOf[A]) is(category, id string) bool {
-	return m.repository.codec.d.category == category && m.repository.codec.Root(m.a).id == id
+	return m.category.Name == category && m.root().id == id
+}
+
+func (m *memberOf[A]) seen() (eventstore.Seen, postgres.Incarnation) {
+	return m.root().seen(m.category), m.root().from
 }
 
 func (m *memberOf[A]) request() (eventstore.Append, bool, error) {
-	if len(m.repository.codec.Root(m.a).pending) == 0 {
+	if len(m.root().pending) == 0 {
 		return eventstore.Append{}, false, nil
 	}
 	write, _, err := m.repository.codec.request(m.a, m.held)
@@ -47,7 +57,7 @@ func (m *memberOf[A]) request() (eventstore.Append, bool, error) {
 
 // stored asks for a snapshot, and drops the aggregate that is warm: it is older.
 func (m *memberOf[A]) stored(request *eventstore.Request, result *eventstore.Result) {
-	root := m.repository.codec.Root(m.a)
+	root := m.root()
 	m.repository.cache.forget(root.id)
 	for i := range request.Appends {
 		if a := &request.Appends[i]; m.is(a.Category, a.Stream) {
@@ -71,20 +81,31 @@ func (r *Repository[A]) join(u *Unit, id string, expect existence) (*A, error) {
 		return nil, err
 	}
 	u.names(category.Name)
+	m := r.memberOf(u, category, id)
+	if m == nil {
+		m = &memberOf[A]{repository: r, category: category}
+		if m.a, m.held, err = r.load(u.ctx, category, id); err != nil {
+			return nil, err
+		}
+		u.members = append(u.members, m)
+	}
+	if !m.given {
+		if err := expect.check(category.Name, m.root()); err != nil {
+			return nil, err // it stays a member: what f decides now depends on this
+		}
+		m.given = true
+	}
+	return m.a, nil
+}
+
+// memberOf returns the aggregate if the unit has it already, or nil.
+func (r *Repository[A]) memberOf(u *Unit, category eventstore.Category, id string) *memberOf[A] {
 	for _, m := range u.members {
 		if m.is(category.Name, id) {
-			return m.(*memberOf[A]).a, nil
+			return m.(*memberOf[A])
 		}
 	}
-	a, err := r.load(u.ctx, category, id)
-	if err == nil {
-		err = expect.check(category.Name, r.codec.Root(a))
-	}
-	if err != nil {
-		return nil, err
-	}
-	u.members = append(u.members, &memberOf[A]{repository: r, a: a, held: r.codec.holds(a)})
-	return a, nil
+	return nil
 }
 
 // names notes a category.
@@ -109,24 +130,26 @@ func (u *Unit) count(result *eventstore.Result, err error) {
 
 // Together runs f and stores what it raised on all aggregates that it took from
 // repositories by In and NewIn, in one append: all of it or nothing. Like
-// [Repository.Execute] it runs f again when a race is lost. The result is nil
+// [Repository.Execute] it runs f again when a race is lost. The result has no appends
 // when f raised nothing.
 //
-// Not promised: that an aggregate on which nothing was raised is still as f saw
-// it when the others are stored.
+// Promised: when the events are stored all aggregates that f has asked for are as it
+// saw them, also those on which nothing was raised and those that it was told do not
+// exist; and an error of f, or an answer without events, is about states that were
+// there at one moment during the call.
 func (rt *Runtime) Together(ctx context.Context, f func(*Unit) error, options ...Option) (result *eventstore.Result, err error) {
 	o := rt.order(ctx, options)
 	u := &Unit{ctx: ctx, rt: rt}
 	defer func() { u.count(result, err) }()
 	for attempt := 1; ; attempt++ {
-		result, err := u.attempt(o, f)
-		var lost *eventstore.VersionConflict
+		done, err := u.attempt(o, f)
 		switch {
-		case !errors.As(err, &lost):
-			return result, err
+		case err == nil:
+			return done.Result, nil
+		case !raced(err):
+			return nil, err
 		case attempt >= o.attempts:
-			expected, _ := lost.Expected.Version()
-			return nil, &Conflict{Category: lost.Category, ID: lost.Stream, Attempts: attempt, Expected: expected, Actual: lost.Actual}
+			return nil, spent(err, attempt)
 		}
 		if err := pause(ctx, attempt); err != nil {
 			return nil, err
@@ -135,48 +158,77 @@ func (rt *Runtime) Together(ctx context.Context, f func(*Unit) error, options ..
 }
 
 // attempt runs f once and stores what it raised.
-func (u *Unit) attempt(o *order, f func(*Unit) error) (*eventstore.Result, error) {
-	rt, ctx := u.rt, u.ctx
-	sum := sha256.Sum256([]byte("together\n" + o.label))
-	if first, err := rt.replay(ctx, o, sum[:]); first != nil || err != nil {
+func (u *Unit) attempt(o *order, f func(*Unit) error) (*eventstore.Outcome, error) {
+	hash := sha256.Sum256([]byte("together\n" + o.label))
+	if first, err := u.rt.replay(u.ctx, o, hash[:]); first != nil || err != nil {
 		return first, err
 	}
 	u.members = nil
-	if err := f(u); err != nil {
-		return nil, err
-	}
+	failed := f(u)
 	request := &eventstore.Request{Metadata: o.metadata, Key: o.key}
 	if o.key != "" {
-		request.Hash = sum[:]
+		request.Hash = hash[:]
 	}
-	for _, m := range u.members {
-		write, raised, err := m.request()
-		if err != nil {
+	if failed == nil {
+		if err := u.fill(request); err != nil {
 			return nil, err
-		}
-		if raised {
-			request.Appends = append(request.Appends, write)
 		}
 	}
 	if len(request.Appends) == 0 {
-		return nil, nil
+		return u.conclude(o, request, failed)
 	}
-	releasesFirst(request.Appends)
-	result, err := rt.deps.Store.Append(ctx, request)
-	if errors.Is(err, eventstore.ErrKeyReused) {
-		if first, err := rt.replay(ctx, o, sum[:]); first != nil || err != nil {
-			return first, err
-		}
-	}
+	done, err := u.rt.store(u.ctx, o, request)
 	if err != nil {
 		return nil, err
 	}
-	if !result.Replayed {
+	if !done.Result.Replayed {
 		for _, m := range u.members {
-			m.stored(request, result)
+			m.stored(request, done.Result)
 		}
 	}
-	return result, nil
+	return done, nil
+}
+
+// fill puts what was raised into a request, and guards on all else.
+func (u *Unit) fill(request *eventstore.Request) error {
+	for _, m := range u.members {
+		write, raised, err := m.request()
+		if err != nil {
+			return err
+		}
+		seen, from := m.seen()
+		if request.Seen == (postgres.Incarnation{}) {
+			request.Seen = from
+		} else if request.Seen != from {
+			return eventstore.ErrFailedOver // between two of them
+		}
+		if raised {
+			request.Appends = append(request.Appends, write)
+		} else {
+			request.Guards = append(request.Guards, eventstore.Guard{Category: seen.Category.Name, Stream: seen.Stream, Expected: eventstore.Exactly(seen.Version)})
+		}
+	}
+	releasesFirst(request.Appends)
+	return nil
+}
+
+// conclude ends an attempt that appends nothing. Aggregates that were read one after
+// the other may never have been as they were seen at the same time.
+func (u *Unit) conclude(o *order, request *eventstore.Request, failed error) (*eventstore.Outcome, error) {
+	end := eventstore.Conclusion{}
+	for _, m := range u.members {
+		seen, _ := m.seen()
+		end.Seen = append(end.Seen, seen)
+	}
+	if failed == nil {
+		end.Key, end.Hash = request.Key, request.Hash
+	}
+	if len(end.Seen) > 1 || end.Key != "" {
+		if first, err := u.rt.conclude(u.ctx, o, end); first != nil || err != nil {
+			return first, err
+		}
+	}
+	return &eventstore.Outcome{Result: &eventstore.Result{}}, failed
 }
 
 // releasesFirst puts an append that releases a value before the one that takes

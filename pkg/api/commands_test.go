@@ -38,6 +38,19 @@ func TestCommandsOverHTTP(t *testing.T) {
 	require.Equal(t, 200, nothing.status)
 	require.Empty(t, nothing.body["events"])
 	require.EqualValues(t, 2, nothing.body["version"])
+
+	key["Idempotency-Key"] = "k2" // of a command that raises nothing now, and would later
+	kept := command(t, server, "42", "changeEmail", `{"email":"ada@example.com"}`, key)
+	require.Equal(t, 200, kept.status, kept.raw)
+	require.Empty(t, kept.header.Get("Idempotent-Replayed"))
+	require.Equal(t, 201, command(t, server, "42", "changeEmail", `{"email":"byron@example.com"}`, nil).status)
+	late := command(t, server, "42", "changeEmail", `{"email":"ada@example.com"}`, key)
+	require.Equal(t, 200, late.status, late.raw)
+	require.Equal(t, "true", late.header.Get("Idempotent-Replayed"))
+	require.Equal(t, kept.body, late.body)
+	require.Equal(t, kept.header.Get("ETag"), late.header.Get("ETag"))
+	require.Equal(t, "/problems/idempotency-key-reused", command(t, server, "42", "changeEmail", `{"email":"x@example.com"}`, key).body["type"])
+
 	for range 5 {
 		require.Equal(t, 201, command(t, server, "42", "logIn", `{"succeeded":false}`, nil).status)
 	}

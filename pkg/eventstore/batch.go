@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"github.com/refoldhq/refold/pkg/event"
+	"github.com/refoldhq/refold/pkg/postgres"
 )
 
 type slotKey struct {
@@ -48,6 +49,7 @@ type batch struct {
 	ids      map[idKey]known
 	claims   map[Claim]holder // the zero holder: free
 	names    map[int16]string // of categories
+	on       postgres.Incarnation
 
 	rows    []newRow
 	changed map[Claim]bool
@@ -188,6 +190,15 @@ func (b *batch) replay(r *request, ids []byte) (*Result, bool) {
 
 // judgeState checks versions and claims and, if all is well, takes effect.
 func (b *batch) judgeState(r *request) outcome {
+	if r.Seen != (postgres.Incarnation{}) && r.Seen != b.on {
+		return outcome{err: ErrFailedOver}
+	}
+	for i := range r.guards {
+		g := &r.guards[i]
+		if actual := b.versions[streamKey{g.category.ID, g.Stream}]; !g.Expected.met(actual) {
+			return outcome{err: &VersionConflict{Append: -1, Category: g.Category, Stream: g.Stream, Expected: g.Expected, Actual: actual}}
+		}
+	}
 	for i := range r.writes {
 		w := &r.writes[i]
 		if actual := b.versions[streamKey{w.category.ID, w.Stream}]; !w.Expected.met(actual) {
@@ -274,6 +285,11 @@ func scopeOf(requests []*Pending) scope {
 		if r.Key != "" && !seen[r.Key] {
 			seen[r.Key] = true
 			s.keys = append(s.keys, r)
+		}
+		for i := range r.guards {
+			g := &r.guards[i]
+			s.slots = append(s.slots, slotKey{g.category.ID, g.slot})
+			s.streams = append(s.streams, streamKey{g.category.ID, g.Stream})
 		}
 		for i := range r.writes {
 			w := &r.writes[i]

@@ -31,6 +31,17 @@ func (r *Request) check() error {
 			}
 		}
 	}
+	for i := range r.Guards {
+		g := &r.Guards[i]
+		if err := event.CheckStreamID(g.Stream); err != nil {
+			return &Invalid{err.Error()}
+		}
+		for j := range r.Appends {
+			if r.Appends[j].Stream == g.Stream && r.Appends[j].Category == g.Category {
+				return &Invalid{"the stream " + g.Stream + " is guarded and appended to"}
+			}
+		}
+	}
 	return nil
 }
 

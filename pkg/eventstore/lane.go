@@ -18,8 +18,9 @@ type lane struct {
 	name  string
 	queue chan *Pending
 	conn  *pgx.Conn
-	self  postgres.Backend // of conn
-	last  *Pending         // read from the queue, did not fit the batch before
+	self  postgres.Backend     // of conn
+	on    postgres.Incarnation // of the server behind conn
+	last  *Pending             // read from the queue, did not fit the batch before
 }
 
 func newLane(s *Store, i int) *lane {
@@ -256,6 +257,10 @@ func (l *lane) connect(ctx context.Context) error {
 		return err
 	}
 	if l.self, err = postgres.ReadBackend(ctx, conn); err != nil {
+		conn.Close(ctx)
+		return err
+	}
+	if l.on, err = postgres.SessionIncarnation(ctx, conn); err != nil {
 		conn.Close(ctx)
 		return err
 	}

@@ -16,6 +16,8 @@ type Outcome struct {
 	// Hash is the digest of what was asked.
 	Hash   []byte
 	Result *Result
+	// Version is what a command saw that raised nothing: then Result has no appends.
+	Version int64
 }
 
 // ErrNoOutcome says that no request was carried out under a key.
@@ -27,7 +29,7 @@ var ErrNoOutcome = errors.New("nothing was done under the key")
 func (r *Reader) OutcomeOf(ctx context.Context, key string) (Outcome, error) {
 	var out Outcome
 	var ids []byte
-	err := r.pool.QueryRow(ctx, `select request, events from refold.idempotency_key where key = $1`, key).Scan(&out.Hash, &ids)
+	err := r.pool.QueryRow(ctx, `select request, events, coalesce(version, 0) from refold.idempotency_key where key = $1`, key).Scan(&out.Hash, &ids, &out.Version)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return out, ErrNoOutcome
 	}
@@ -88,9 +90,11 @@ func (r *Reader) VersionOf(ctx context.Context, category Category, stream string
 	return version, nil
 }
 
+const claimsOfSQL = `select namespace, value from refold.claim where category = $1 and stream = $2 order by namespace, value`
+
 // ClaimsOf returns what a stream holds, in order.
 func (r *Reader) ClaimsOf(ctx context.Context, category Category, stream string) ([]Claim, error) {
-	rows, err := r.pool.Query(ctx, `select namespace, value from refold.claim where category = $1 and stream = $2 order by namespace, value`, category.ID, stream)
+	rows, err := r.pool.Query(ctx, claimsOfSQL, category.ID, stream)
 	if err != nil {
 		return nil, fmt.Errorf("reading the claims of %s/%s: %w", category.Name, stream, err)
 	}

@@ -11,8 +11,14 @@ import (
 // Request is appends to one or several streams that take effect together.
 type Request struct {
 	// Appends name each stream once.
-	Appends  []Append
+	Appends []Append
+	// Guards name streams that nothing is appended to, each once.
+	Guards   []Guard
 	Metadata event.Metadata
+	// Seen is the incarnation of the database that the expected versions were read
+	// from: another one refuses the request with [ErrFailedOver], as it may have lost
+	// events and have others under their versions. The zero value is not compared.
+	Seen postgres.Incarnation
 	// Key is the idempotency key; empty for none. Hash is a digest of what was
 	// asked under it.
 	Key  string
@@ -25,6 +31,12 @@ type Append struct {
 	Expected         Expected
 	Events           []NewEvent
 	Claims, Releases []Claim
+}
+
+// Guard is a stream that must be at a version when the appends take effect.
+type Guard struct {
+	Category, Stream string
+	Expected         Expected
 }
 
 // NewEvent is an event before it has its place.
@@ -144,7 +156,7 @@ func (a *AppendResult) mark() event.Mark {
 
 // VersionConflict says that a stream had another version than was expected.
 type VersionConflict struct {
-	Append           int // index in the request
+	Append           int // index in the request; -1 for a stream that nothing is appended to
 	Category, Stream string
 	Expected         Expected
 	Actual           int64
@@ -184,13 +196,14 @@ type Invalid struct{ Reason string }
 func (e *Invalid) Error() string { return "the request is invalid: " + e.Reason }
 
 // Errors without data. ErrUnavailable and ErrOutcomeUnknown may be tried again;
-// ErrOverloaded is an ErrUnavailable. ErrInternal is a mistake of refold's own, or
+// ErrOverloaded and ErrFailedOver are an ErrUnavailable. ErrInternal is a mistake of refold's own, or
 // of the database's administration, which no repetition mends; nothing happened.
 var (
 	ErrUnknownCategory = errors.New("unknown category")
 	ErrKeyReused       = errors.New("the idempotency key was used for another request")
 	ErrUnavailable     = errors.New("the event store is not available; nothing happened")
 	ErrOverloaded      = fmt.Errorf("%w: too many appends wait already", ErrUnavailable)
+	ErrFailedOver      = fmt.Errorf("%w: the database has failed over since the versions were read", ErrUnavailable)
 	ErrOutcomeUnknown  = errors.New("the outcome is not known; ask again with the same key or event ids")
 	ErrInternal        = errors.New("the event store has failed; nothing happened")
 )
@@ -209,6 +222,7 @@ func AsUnavailable(err error) error {
 type request struct {
 	*Request
 	writes []write
+	guards []guard
 	lane   int
 	events int
 	bytes  int   // of the records, bounded from above
@@ -221,6 +235,13 @@ type write struct {
 	category Category
 	slot     int
 	chosen   bool // some event has an id of the client's choice
+}
+
+// guard is one guard of a request and where its stream is.
+type guard struct {
+	*Guard
+	category Category
+	slot     int
 }
 
 func (r *request) ids() []byte {

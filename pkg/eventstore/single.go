@@ -27,7 +27,7 @@ func (w *work) alone() bool {
 		return false
 	}
 	r := w.requests[0].request
-	return len(r.writes) == 1 && len(r.writes[0].Claims)+len(r.writes[0].Releases) == 0
+	return len(r.writes) == 1 && len(r.guards) == 0 && len(r.writes[0].Claims)+len(r.writes[0].Releases) == 0
 }
 
 // single carries out a batch of one in one trip, or finds that it takes two (long). The answer comes with the COMMIT,
@@ -35,6 +35,10 @@ func (w *work) alone() bool {
 // lock of the slot, so the version that it names was committed.
 func (l *lane) single(ctx context.Context, w *work) error {
 	r := w.requests[0].request
+	if r.Seen != (postgres.Incarnation{}) && r.Seen != l.on {
+		w.long = true // refused, unless it is a repetition
+		return nil
+	}
 	var recorded time.Time
 	var head, last int64
 	err := l.conn.QueryRow(ctx, appendOneSQL, oneArguments(r)...).Scan(&recorded, &head, &last)

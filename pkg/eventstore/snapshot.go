@@ -10,6 +10,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/refoldhq/refold/pkg/event"
+	"github.com/refoldhq/refold/pkg/postgres"
 )
 
 // Snapshot is the state of an aggregate after one of its events. It is a cache
@@ -37,34 +38,82 @@ const (
 	// Only what a fold needs is read.
 	eventsFromSnapshotSQL = `select version, id, recorded, type, value from refold.event where category = $1 and stream = $2
 		and version >= coalesce((select s.version from refold.snapshot s where s.category = $1 and s.stream = $2 and s.fingerprint = $3), 1) order by version limit $4`
+	eventsForFoldSQL = `select version, id, recorded, type, value from refold.event where category = $1 and stream = $2 order by version limit $3`
 )
 
-// Load returns a stream's snapshot and the first events that follow it, at most
-// limit of them, in one trip. The events have what a fold needs: no place in
-// their slot, no metadata and no time but the recorded one. A snapshot whose event the stream does not hold is
-// left out, and the events begin at the first.
-func (s *Snapshots) Load(ctx context.Context, category Category, stream string, fingerprint []byte, limit int) (snap Snapshot, events []event.Event, err error) {
-	trip := &pgx.Batch{}
-	trip.Queue(selectSnapshotSQL, category.ID, stream, fingerprint).QueryRow(func(row pgx.Row) error {
-		return scanSnapshot(row, &snap)
-	})
-	trip.Queue(eventsFromSnapshotSQL, category.ID, stream, fingerprint, limit+1).Query(func(rows pgx.Rows) error {
-		events, err = collectForFold(rows, category.Name, stream)
+// Loaded is what an aggregate is made from.
+type Loaded struct {
+	// Snapshot is the zero value where there is none of use: the events begin at the
+	// first then.
+	Snapshot Snapshot
+	// Events are the first that follow the snapshot. They have what a fold needs: no
+	// place in their slot, no metadata and no time but the recorded one.
+	Events []event.Event
+	// Claims are what the stream held after the events were read.
+	Claims []Claim
+	// From is the incarnation of the database that all this was read from.
+	From postgres.Incarnation
+}
+
+// Load returns a stream's snapshot and what follows it, at most limit events, in
+// one trip; what it holds only with claims. A snapshot whose event the stream does
+// not hold is left out.
+func (s *Snapshots) Load(ctx context.Context, category Category, stream string, fingerprint []byte, limit int, claims bool) (out Loaded, err error) {
+	conn, err := s.pool.Acquire(ctx)
+	if err != nil {
+		return Loaded{}, fmt.Errorf("loading %s/%s: %w", category.Name, stream, err)
+	}
+	defer conn.Release()
+	out.From, err = postgres.SessionIncarnation(ctx, conn.Conn())
+	if err == nil {
+		trip := &pgx.Batch{}
+		trip.Queue(selectSnapshotSQL, category.ID, stream, fingerprint).QueryRow(func(row pgx.Row) error {
+			return scanSnapshot(row, &out.Snapshot)
+		})
+		out.queue(trip, category, stream, claims, eventsFromSnapshotSQL, category.ID, stream, fingerprint, limit+1)
+		err = conn.SendBatch(ctx, trip).Close()
+	}
+	if err == nil && !out.settle(limit) {
+		trip := &pgx.Batch{}
+		out = Loaded{From: out.From}
+		out.queue(trip, category, stream, claims, eventsForFoldSQL, category.ID, stream, limit)
+		err = conn.SendBatch(ctx, trip).Close()
+	}
+	if err != nil {
+		return Loaded{}, fmt.Errorf("loading %s/%s: %w", category.Name, stream, err)
+	}
+	return out, nil
+}
+
+// queue reads events and, behind them, claims: those that are older than the
+// events could be missed at the version of the events.
+func (l *Loaded) queue(trip *pgx.Batch, category Category, stream string, claims bool, sql string, args ...any) {
+	trip.Queue(sql, args...).Query(func(rows pgx.Rows) (err error) {
+		l.Events, err = collectForFold(rows, category.Name, stream)
 		return err
 	})
-	if err := s.pool.SendBatch(ctx, trip).Close(); err != nil {
-		return Snapshot{}, nil, fmt.Errorf("loading %s/%s: %w", category.Name, stream, err)
+	if claims {
+		trip.Queue(claimsOfSQL, category.ID, stream).Query(func(rows pgx.Rows) (err error) {
+			l.Claims, err = pgx.CollectRows(rows, pgx.RowToStructByPos[Claim])
+			return err
+		})
 	}
+}
+
+// settle takes the snapshot's own event away, and tells whether the events fit
+// behind the snapshot. They do not if it speaks of events that are gone, or another
+// one was written between the two statements.
+func (l *Loaded) settle(limit int) bool {
+	snap, events := &l.Snapshot, l.Events
 	switch {
 	case snap.Version == 0 && (len(events) == 0 || events[0].Version == 1):
-		return snap, events[:min(limit, len(events))], nil
+		l.Events = events[:min(limit, len(events))]
+		return true
 	case snap.Version > 0 && len(events) > 0 && events[0].Version == snap.Version && events[0].ID == snap.Event:
-		return snap, events[1:], nil
+		l.Events = events[1:]
+		return true
 	}
-	// The snapshot speaks of events that are gone, or another one was written
-	// between the two statements: the log alone will do.
-	events, err = NewReader(s.pool).StreamEvents(ctx, category, stream, 0, limit, false)
-	return Snapshot{}, events, err
+	return false
 }
 
 func collectForFold(rows pgx.Rows, category, stream string) ([]event.Event, error) {

@@ -291,6 +291,14 @@ func (s *Store) prepare(r *Request) (*request, error) {
 		out.events += len(a.Events)
 		out.writes = append(out.writes, w)
 	}
+	for i := range r.Guards {
+		g := &r.Guards[i]
+		c, ok := s.Category(g.Category)
+		if !ok {
+			return nil, fmt.Errorf("%w: %s", ErrUnknownCategory, g.Category)
+		}
+		out.guards = append(out.guards, guard{g, c, event.SlotOf(g.Stream, c.Slots)})
+	}
 	out.lane = lowest % len(s.lanes)
 	out.weight = min(int64(out.bytes), int64(s.cfg.MaxQueuedBytes)) // one that is larger than all room has it alone
 	return out, nil

@@ -143,6 +143,7 @@ func (l *lane) lockAndRead(ctx context.Context, s *scope) (*batch, error) {
 		return nil, fmt.Errorf("locking and reading %d slots: %w", len(s.slots), err)
 	}
 	b := newBatch(event.TimeOf(recorded), l.store.categoryNames())
+	b.on = l.on
 	for i, k := range s.slots {
 		b.heads[k] = heads[i]
 	}

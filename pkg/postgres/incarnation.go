@@ -51,6 +51,21 @@ func ReadIncarnation(ctx context.Context, q querier) (Incarnation, error) {
 	return i, nil
 }
 
+// SessionIncarnation returns the incarnation of the server that a session is on. The
+// server is asked once: a session that could write does not outlive an incarnation.
+func SessionIncarnation(ctx context.Context, conn *pgx.Conn) (Incarnation, error) {
+	const key = "refold.incarnation"
+	data := conn.PgConn().CustomData()
+	if known, ok := data[key].(Incarnation); ok {
+		return known, nil
+	}
+	i, err := ReadIncarnation(ctx, conn)
+	if err == nil {
+		data[key] = i
+	}
+	return i, err
+}
+
 // String returns the incarnation for logs.
 func (i Incarnation) String() string {
 	return fmt.Sprintf("%d/%d/%s", i.System, i.Timeline, i.Started.Format(time.RFC3339Nano))

@@ -29,6 +29,7 @@ type WriterCommand struct {
 	Relay   string `help:"Relay to Kafka in this process: on or off." enum:"on,off" default:"on"`
 
 	CacheSize int           `help:"How many aggregates of each type stay warm." default:"16384"`
+	CacheMiB  int           `name:"cache-mib" help:"Memory that the warm aggregates of each type may take, about, in MiB." default:"64"`
 	MemoryMiB int           `name:"memory-mib" help:"Memory that the process may take, in MiB: the garbage collector works harder beyond it and seldom below. GOMEMLIMIT wins over it." default:"256"`
 	KeepKeys  time.Duration `help:"For how long idempotency keys are remembered." default:"24h"`
 
@@ -80,7 +81,7 @@ func (c *WriterCommand) budget() {
 }
 
 func (c *WriterCommand) aggregateConfig() aggregate.Config {
-	cfg := aggregate.Config{CacheSize: c.CacheSize, Snapshots: aggregate.DefaultPolicy}
+	cfg := aggregate.Config{CacheSize: c.CacheSize, CacheBytes: c.CacheMiB << 20, Snapshots: aggregate.DefaultPolicy}
 	if cfg.Snapshots.Events = c.SnapshotEvery; c.SnapshotEvery <= 0 {
 		cfg.Snapshots = aggregate.NoSnapshots
 	}
