@@ -98,9 +98,9 @@ func (v verification) print(form string) error {
 	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "CATEGORIES\tSLOTS\tSTREAMS\tEVENTS\tSNAPSHOTS")
 	fmt.Fprintf(w, "%d\t%d\t%d\t%d\t%d\n\n", v.Log.Categories, v.Log.Slots, v.Log.Streams, v.Log.Events, v.Snapshots)
-	fmt.Fprintln(w, "TOPIC\tRECORDS\tDUPLICATES\tFOREIGN")
+	fmt.Fprintln(w, "TOPIC\tRECORDS\tDUPLICATES\tFOREIGN\tSUPERSEDED")
 	for _, t := range v.Topics {
-		fmt.Fprintf(w, "%s\t%d\t%d\t%d\n", t.Topic, t.Records, t.Duplicates, t.Foreign)
+		fmt.Fprintf(w, "%s\t%d\t%d\t%d\t%d\n", t.Topic, t.Records, t.Duplicates, t.Foreign, t.Superseded)
 	}
 	return w.Flush()
 }

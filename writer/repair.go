@@ -23,7 +23,7 @@ type repairCommand struct {
 
 	Republish bool `help:"Send again from the event table what the topic lacks: it was deleted, made anew, or lost its end." xor:"action"`
 	Restore   bool `help:"Put events that the database has lost back from the topic. Their claims and idempotency keys do not come back." xor:"action"`
-	KeepLog   bool `help:"Take the event table's side: projections that have applied lost events need a rebuild from the event store." xor:"action"`
+	KeepLog   bool `help:"Take the event table's side: projections that have applied lost events need a rebuild." xor:"action"`
 
 	Output string `short:"o" help:"Form of the list: table or json." enum:"table,json" default:"table"`
 }
@@ -53,7 +53,7 @@ func (c *repairCommand) Run(ctx context.Context, s *service.Settings) error {
 			fmt.Printf("%d events are back\n", n)
 		}
 	default:
-		err = relay.KeepLog(ctx, pool, category, c.Slot)
+		err = relay.KeepLog(ctx, pool, s.Brokers("repair"), category, c.Slot)
 	}
 	if err == nil {
 		fmt.Println("the relay goes on at its next look, within seconds; `writer repair` shows what is left")

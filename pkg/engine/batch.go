@@ -96,6 +96,8 @@ func (w *worker) gather(ctx context.Context, b *batch, records []*kgo.Record) (n
 		if kafka.Parse(record, w.category.Name, w.category.Slots, w.category.Partitions, &e) != nil {
 			b.counts.foreign++ // anybody may write to a topic
 			w.suspect()
+		} else if len(w.lost) > 0 && w.lost.Lost(e.Slot, e.Seq, record.Offset) {
+			b.counts.foreign++
 		} else if done, err := w.sort(ctx, b, &e, record.Offset); err != nil || !done {
 			return n, err
 		}

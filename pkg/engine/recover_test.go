@@ -15,6 +15,7 @@ import (
 	"github.com/refoldhq/refold/pkg/devstack"
 	"github.com/refoldhq/refold/pkg/engine"
 	"github.com/refoldhq/refold/pkg/event"
+	"github.com/refoldhq/refold/pkg/kafka"
 )
 
 // inPartition returns a stream of a partition.
@@ -226,4 +227,24 @@ func (w *world) awaitMetric(name string, want float64) {
 		}
 	}
 	w.t.Fatalf("%s is %v, want %v", name, got, want)
+}
+
+// A topic that holds a branch which the log has lost, and an operator has decided
+// about, is folded as the log has it, though the lost branch comes first and is
+// the longer one.
+func TestALostBranchIsPassedOverOnceItIsRepaired(t *testing.T) {
+	t.Parallel()
+	w := setup(t)
+	first := w.event("a", "1")
+	w.produce(first, w.unwritten("a", "lost"), w.unwritten("a", "lost"))
+	w.seqs[first.Slot], w.last[first.Slot] = 1, first.ID
+	topic, err := kafka.ReadTopic(ctx, kadm.NewClient(w.client), "refold.user")
+	require.NoError(t, err)
+	_, err = w.pool.Exec(ctx, `insert into refold.relay_repair (category, generation, slot, seq, until_offset, topic_id) select id, generation, $1, 2, 3, $2 from refold.category`,
+		first.Slot, topic.ID)
+	require.NoError(t, err)
+	w.produce(w.event("a", "2"))
+	w.start()
+	w.check(2)
+	w.await("none is stopped", stoppedSlots, 0)
 }

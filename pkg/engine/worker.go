@@ -17,6 +17,7 @@ import (
 	"github.com/refoldhq/refold/pkg/kafka"
 	"github.com/refoldhq/refold/pkg/postgres"
 	"github.com/refoldhq/refold/pkg/projection"
+	"github.com/refoldhq/refold/pkg/relay"
 )
 
 // worker folds one partition for as long as the group assigns it. It claims the
@@ -43,6 +44,7 @@ type worker struct {
 	seqs    sequencer
 	parked  map[string]bool
 	skipped decisions
+	lost    relay.Branches // records that are no events of the log any more
 	folder  *projection.Folder
 	rows    *cachePart
 	healAt  time.Time
@@ -239,6 +241,9 @@ func (w *worker) claim(ctx context.Context, former int64) (err error) {
 		return fmt.Errorf("reading the stopped slots: %w", err)
 	}
 	w.seqs = newSequencer(slots, seqs, ids, list)
+	if w.lost, err = relay.Repairs(ctx, w.engine.pool, w.category, described.ID); err != nil {
+		return err
+	}
 	w.folder = w.feed.Plan.NewFolder()
 	w.healAt, w.probeAt = time.Time{}, time.Time{}
 	w.healing.reset()

@@ -89,7 +89,7 @@ func (l *loader) passes(ctx context.Context) error {
 			return err
 		}
 		if l.pass == 1 {
-			if err := l.complete(); err != nil {
+			if err := l.complete(ctx); err != nil {
 				return err
 			}
 		}
@@ -118,9 +118,9 @@ func (l *loader) read(ctx context.Context) error {
 	return l.job.readTopic(ctx, l.part, l)
 }
 
-// complete checks that the source held all that it should, once the first pass
-// has read it.
-func (l *loader) complete() error {
+// complete checks that the source held all that it should, and nothing else, once
+// the first pass has read it.
+func (l *loader) complete(ctx context.Context) error {
 	must, why := l.part.sent, "it ends before what the relay had sent to it"
 	if l.part.source == FromEventStore {
 		must, why = l.part.heads, "it ends before its own head"
@@ -129,6 +129,38 @@ func (l *loader) complete() error {
 		if seq < must[i] {
 			return l.part.incomplete(l.part.slot(i), seq+1, why)
 		}
+	}
+	if l.part.source == FromTopic {
+		return l.ofOneLog(ctx)
+	}
+	return nil
+}
+
+// ofOneLog compares the last event of each slot with the event table: each names
+// the one before it, so the topic holds the same events, or a lost tail of others.
+func (l *loader) ofOneLog(ctx context.Context) error {
+	slots := make([]int16, l.part.slots())
+	for i := range slots {
+		slots[i] = int16(l.part.slot(i))
+	}
+	rows, err := l.job.pool.Query(ctx, `select u.slot, u.seq, e.id from unnest($2::smallint[], $3::bigint[]) u (slot, seq)
+		join refold.slot s on s.category = $1 and s.slot = u.slot
+		left join refold.event e on e.category = $1 and e.slot = u.slot and e.seq = u.seq where u.seq > s.floor`, l.part.category.ID, slots, l.sequence.seqs)
+	if err != nil {
+		return fmt.Errorf("comparing %s/%d with the event table: %w", l.part.category.Topic, l.part.partition, err)
+	}
+	var slot int16
+	var seq int64
+	var id *[16]byte
+	_, err = pgx.ForEachRow(rows, []any{&slot, &seq, &id}, func() error {
+		if last := l.sequence.ids[l.part.place(int(slot))]; id == nil || *id != [16]byte(last) {
+			return fmt.Errorf("%w: %s/%d/%d is event %s in the topic and another or none in the event table; --source=eventstore reads what that holds, `writer repair` lists what is not relayed",
+				ErrDiverged, l.part.category.Name, slot, seq, last)
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("comparing %s/%d with the event table: %w", l.part.category.Topic, l.part.partition, err)
 	}
 	return nil
 }
@@ -182,7 +214,7 @@ func (l *loader) inSequence(e *event.Event) (apply bool, err error) {
 		why := fmt.Sprintf("slot %d goes on with seq %d", e.Slot, e.Seq)
 		return false, l.part.incomplete(e.Slot, l.sequence.seq(e.Slot)+1, why)
 	default:
-		return false, fmt.Errorf("%w: event %s at %s does not follow the one before it: the log has lost its tail", ErrDiverged, e.ID, e.Position())
+		return false, fmt.Errorf("%w: event %s at %s does not follow the one before it: the log has lost its tail; --source=eventstore reads what it holds now", ErrDiverged, e.ID, e.Position())
 	}
 }
 

@@ -97,6 +97,30 @@ func TestHoleInTheTopicIsRefused(t *testing.T) {
 	require.Contains(t, w.rows("own", done.Version)["a"], `"events": 3`)
 }
 
+// A topic holds two branches of a slot after `writer repair --keep-log`: it is known
+// which one the log has, and the other is passed over.
+func TestLostBranchIsPassedOverOnceItIsRepaired(t *testing.T) {
+	t.Parallel()
+	w := setup(t, ownYAML)
+	first := w.event("a", "1")
+	w.insert(first)
+	w.produce(first, w.event("a", "lost"), w.event("a", "lost too"))
+	w.seqs[first.Slot], w.last[first.Slot], w.versions["a"] = first.Seq, first.ID, 1
+	_, err := w.run("own", Options{})
+	require.ErrorIs(t, err, ErrDiverged, "nothing is decided, and the topic only goes on where the log ends")
+	w.append(w.event("a", "2"))
+	_, err = w.run("own", Options{})
+	require.ErrorIs(t, err, ErrDiverged)
+	topic, err := kafka.ReadTopic(w.ctx, kadm.NewClient(w.client), w.topic())
+	require.NoError(t, err)
+	w.exec(`insert into refold.relay_repair (category, generation, slot, seq, until_offset, topic_id) select id, generation, $1, 2, 3, $2 from refold.category`, first.Slot, topic.ID)
+	for _, source := range []Source{FromTopic, FromEither, FromEventStore} {
+		done, err := w.run("own", Options{Source: source})
+		require.NoError(t, err, source)
+		require.Contains(t, w.rows("own", done.Version)["a"], `"email": "2", "events": 2`, source)
+	}
+}
+
 func TestEventMissingFromTheEventTableIsRefused(t *testing.T) {
 	t.Parallel()
 	w := setup(t, ownYAML)

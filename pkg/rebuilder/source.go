@@ -11,6 +11,7 @@ import (
 	"github.com/refoldhq/refold/pkg/event"
 	"github.com/refoldhq/refold/pkg/eventstore"
 	"github.com/refoldhq/refold/pkg/kafka"
+	"github.com/refoldhq/refold/pkg/relay"
 )
 
 // taker takes what a source reads.
@@ -30,6 +31,10 @@ func (j *job) readTopic(ctx context.Context, p *part, to taker) error {
 	if p.start >= p.end {
 		return nil
 	}
+	lost, err := relay.Repairs(ctx, j.pool, p.category, p.topicID)
+	if err != nil {
+		return err
+	}
 	client, err := j.client()
 	if err != nil {
 		return err
@@ -46,7 +51,7 @@ func (j *job) readTopic(ctx context.Context, p *part, to taker) error {
 	defer func() { stop(); <-done }()
 	walk := newBatches(p.category.Topic, p.partition)
 	defer walk.close()
-	t := &topicTaker{part: p, to: to, at: p.start, step: j.limiter.step()}
+	t := &topicTaker{part: p, to: to, lost: lost, at: p.start, step: j.limiter.step()}
 	take := func(r *kgo.Record) error { return t.record(ctx, r) }
 	silent := false
 	for answer := range answers {
@@ -77,6 +82,7 @@ func (j *job) readTopic(ctx context.Context, p *part, to taker) error {
 type topicTaker struct {
 	part   *part
 	to     taker
+	lost   relay.Branches
 	at     int64 // the next offset
 	event  event.Event
 	step   int // events between chunks
@@ -108,6 +114,9 @@ func (t *topicTaker) take(r *kgo.Record) error {
 	c := t.part.category
 	if kafka.Parse(r, c.Name, c.Slots, c.Partitions, &t.event) != nil {
 		return t.to.event(nil) // anybody may write to a topic
+	}
+	if len(t.lost) > 0 && t.lost.Lost(t.event.Slot, t.event.Seq, r.Offset) {
+		return t.to.event(nil)
 	}
 	return t.to.event(&t.event)
 }

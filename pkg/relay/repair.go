@@ -8,7 +8,6 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
-	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/refoldhq/refold/pkg/event"
@@ -88,8 +87,14 @@ func Republish(ctx context.Context, pool *pgxpool.Pool, category eventstore.Cate
 // KeepLog takes the event table's side in a divergence: the slot's events go out
 // again from the first one that the topic contradicts. Readers that have applied
 // lost events notice by the chain of ids, and their projections must be rebuilt
-// from the event store; the topic holds both branches for ever.
-func KeepLog(ctx context.Context, pool *pgxpool.Pool, category eventstore.Category, slot int) error {
+// from the event store. The topic holds both branches for ever; [Repairs] tells
+// which of its records are of the lost one.
+func KeepLog(ctx context.Context, pool *pgxpool.Pool, cfg kafka.Config, category eventstore.Category, slot int) error {
+	// Nothing of a stopped slot is sent, so the lost branch ends before this end.
+	end, err := endOf(ctx, cfg, category, slot)
+	if err != nil {
+		return err
+	}
 	return pgx.BeginFunc(ctx, pool, func(tx pgx.Tx) error {
 		why, head, err := lockDiverged(ctx, tx, category, slot)
 		if err != nil {
@@ -101,7 +106,7 @@ func KeepLog(ctx context.Context, pool *pgxpool.Pool, category eventstore.Catego
 			where c.id = $1 and r.partition = $2 for update of r`, category.ID, slot%category.Partitions).Scan(&compared); err != nil {
 			return fmt.Errorf("reading the cursor of slot %d of %s: %w", slot, category.Name, err)
 		}
-		if compared <= why.offset {
+		if compared <= why.offset || end <= why.offset {
 			return fmt.Errorf("slot %d of %s: %w", slot, category.Name, ErrComparing)
 		}
 		place := place{seq: min(why.seq-1, head.seq)}
@@ -109,6 +114,9 @@ func KeepLog(ctx context.Context, pool *pgxpool.Pool, category eventstore.Catego
 			if err := tx.QueryRow(ctx, `select id from refold.event where category = $1 and slot = $2 and seq = $3`, category.ID, slot, place.seq).Scan((*[16]byte)(&place.id)); err != nil {
 				return fmt.Errorf("reading %s/%d/%d: %w", category.Name, slot, place.seq, err)
 			}
+		}
+		if err := noteRepair(ctx, tx, category, slot, Repair{Seq: place.seq + 1, Until: end}); err != nil {
+			return err
 		}
 		return resume(ctx, tx, category, slot, place)
 	})
@@ -206,24 +214,23 @@ func resume(ctx context.Context, tx pgx.Tx, category eventstore.Category, slot i
 
 // slotRecords reads the first occurrences of a slot's events from the topic.
 func slotRecords(ctx context.Context, cfg kafka.Config, category eventstore.Category, slot int) ([]event.Event, error) {
+	partition := int32(event.PartitionOf(slot, category.Partitions))
+	end, err := endOf(ctx, cfg, category, slot)
+	if err != nil {
+		return nil, err
+	}
 	options, err := cfg.Options()
 	if err != nil {
 		return nil, err
 	}
-	partition := int32(event.PartitionOf(slot, category.Partitions))
 	client, err := kgo.NewClient(append(options, kgo.KeepControlRecords(),
 		kgo.ConsumePartitions(map[string]map[int32]kgo.Offset{category.Topic: {partition: kgo.NewOffset().AtStart()}}))...)
 	if err != nil {
 		return nil, fmt.Errorf("making a client to read %s: %w", category.Topic, err)
 	}
 	defer client.Close()
-	ends, err := kadm.NewClient(client).ListEndOffsets(ctx, category.Topic)
-	if err != nil {
-		return nil, fmt.Errorf("listing the ends of %s: %w", category.Topic, err)
-	}
-	end, _ := ends.Lookup(category.Topic, partition)
 	var events []event.Event
-	for next := int64(0); next < end.Offset; {
+	for next := int64(0); next < end; {
 		fetches := client.PollFetches(ctx)
 		if err := fetches.Err(); err != nil {
 			return nil, fmt.Errorf("reading %s/%d: %w", category.Topic, partition, err)

@@ -106,9 +106,9 @@ func TestLostTailWhosePlacesAreTakenNeedsADecision(t *testing.T) {
 	_, err := relay.Restore(ctx, w.pool, kafka.Config{Brokers: w.brokers}, w.asCategory(), slot)
 	require.ErrorIs(t, err, relay.ErrTaken)
 	require.NotZero(t, w.stops(), "a repair that was refused changes nothing")
-	require.ErrorIs(t, relay.KeepLog(ctx, w.pool, w.asCategory(), (slot+1)%slots), relay.ErrNotDiverged)
+	require.ErrorIs(t, relay.KeepLog(ctx, w.pool, kafka.Config{Brokers: w.brokers}, w.asCategory(), (slot+1)%slots), relay.ErrNotDiverged)
 	w.eventually(func() bool {
-		err := relay.KeepLog(ctx, w.pool, w.asCategory(), slot)
+		err := relay.KeepLog(ctx, w.pool, kafka.Config{Brokers: w.brokers}, w.asCategory(), slot)
 		require.True(t, err == nil || errors.Is(err, relay.ErrComparing), "%v", err)
 		return err == nil
 	})
@@ -117,8 +117,16 @@ func TestLostTailWhosePlacesAreTakenNeedsADecision(t *testing.T) {
 	state := w.read()
 	require.Equal(t, w.heads, state.seqs)
 	require.Len(t, state.problems, 1, "readers notice by the chain that they have applied a lost event: %v", state.problems)
+	report, err := relay.VerifyTopic(ctx, w.pool, kafka.Config{Brokers: w.brokers}, w.asCategory(), 10*time.Second)
+	require.NoError(t, err, "the topic holds both branches, and it is known which is which")
+	require.EqualValues(t, 2, report.Superseded)
+
+	w.addTo(64, "s1")
+	w.awaitRelayed()
+	w.loseTail("s1", 1) // and once more
+	w.addTo(64, "s1")
 	_, err = relay.VerifyTopic(ctx, w.pool, kafka.Config{Brokers: w.brokers}, w.asCategory(), time.Second)
-	require.ErrorIs(t, err, relay.ErrBroken, "the topic holds both branches")
+	require.ErrorIs(t, err, relay.ErrBroken, "a repair says nothing about what comes behind it")
 }
 
 // The events of a slot were lost while its relay lives on: it notices before it

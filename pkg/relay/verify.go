@@ -21,6 +21,9 @@ type TopicReport struct {
 	Records    int64  `json:"records"`
 	Duplicates int64  `json:"duplicates"`
 	Foreign    int64  `json:"foreign"`
+	// Superseded events are of branches that the log has lost, and that [KeepLog]
+	// has decided about.
+	Superseded int64 `json:"superseded"`
 }
 
 // ErrBroken is wrapped by what [VerifyTopic] finds.
@@ -28,7 +31,8 @@ var ErrBroken = errors.New("the topic is broken")
 
 // VerifyTopic reads the topic of a category and compares it with the log up to
 // the heads at its start: the first occurrences of each slot's events are its
-// events, in order, and a duplicate is the same event. It waits up to settle for
+// events, in order, and a duplicate is the same event; what [KeepLog] left behind is
+// counted and passed over. It waits up to settle for
 // records that are still under way. The error names the first break and wraps
 // [ErrBroken].
 func VerifyTopic(ctx context.Context, pool *pgxpool.Pool, cfg kafka.Config, category eventstore.Category, settle time.Duration) (TopicReport, error) {
@@ -46,6 +50,13 @@ func VerifyTopic(ctx context.Context, pool *pgxpool.Pool, cfg kafka.Config, cate
 		return v.report, err
 	}
 	defer client.Close()
+	topic, err := kafka.ReadTopic(ctx, kadm.NewClient(client), category.Topic)
+	if err != nil {
+		return v.report, err
+	}
+	if v.branches, err = Repairs(ctx, pool, category, topic.ID); err != nil {
+		return v.report, err
+	}
 	err = v.walk(ctx, client, settle)
 	return v.report, err
 }
@@ -55,6 +66,7 @@ type verifier struct {
 	reader   *eventstore.Reader
 	report   TopicReport
 	heads    []int64
+	branches Branches
 	expected map[int]*slotWalk
 }
 
@@ -126,6 +138,10 @@ func (v *verifier) record(ctx context.Context, record *kgo.Record) error {
 	if kafka.Parse(record, v.category.Name, v.category.Slots, v.category.Partitions, &e) != nil {
 		v.report.Foreign++
 		return nil //nolint:nilerr // counted; anybody may write to a topic
+	}
+	if v.branches.Lost(e.Slot, e.Seq, record.Offset) {
+		v.report.Superseded++
+		return nil
 	}
 	w := v.expected[e.Slot]
 	if w == nil {
