@@ -40,7 +40,7 @@ const gather = 3 * time.Millisecond
 // read reads what is new into batches. It tells whether there was anything.
 func (s *session) read(ctx context.Context) (some bool, err error) {
 	now := time.Now()
-	if s.flights > 0 && !s.backlog && now.Sub(s.requested) < gather {
+	if s.gathering = s.flights > 0 && !s.backlog && now.Sub(s.requested) < gather; s.gathering {
 		return false, nil
 	}
 	plans := s.plan(now)

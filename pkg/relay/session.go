@@ -32,6 +32,7 @@ type session struct {
 	buffered    int       // bytes read and not acknowledged, roughly
 	flights     int       // requests without an answer
 	backlog     bool      // the last read left events behind
+	gathering   bool      // reading waits for more to come
 	requested   time.Time // when the last request left
 	background  sync.WaitGroup
 	stopBrokers context.CancelFunc
@@ -193,7 +194,7 @@ func (s *session) nextChore() time.Time {
 			earlier(p.retryAt)
 		}
 	}
-	if s.flights > 0 {
+	if s.gathering {
 		earlier(s.requested.Add(gather))
 	}
 	if s.tail != nil {

@@ -2,9 +2,8 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
-	"io"
-	"net/http"
 	"os"
 	"path/filepath"
 	"sync"
@@ -12,6 +11,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/twmb/franz-go/pkg/kgo"
+	"golang.org/x/sync/errgroup"
 )
 
 const ownedYAML = `projection: bench_users
@@ -67,7 +67,7 @@ func (b *bench) applyBacklog(ctx context.Context, what, yaml, name, goal string,
 	if _, err := importEvents(ctx, p.writerURL, "apply", n, 10); err != nil {
 		return err
 	}
-	if err := awaitRecords(ctx, b.kafka.Brokers(), p.prefix+".user", int64(n)); err != nil {
+	if err := b.awaitRecords(ctx, p.prefix+".user", int64(n)); err != nil {
 		return err
 	}
 	p.end("writer")
@@ -131,7 +131,7 @@ func (b *bench) bareApply(ctx context.Context, p *platform, n int) (time.Duratio
 	if _, err := conn.Exec(ctx, `create schema if not exists bench; drop table if exists bench.bare; create table bench.bare (key text primary key, data jsonb)`); err != nil {
 		return 0, err
 	}
-	consumer, err := kgo.NewClient(kgo.SeedBrokers(b.kafka.Brokers()...), kgo.ConsumeTopics(p.prefix+".user"), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()))
+	consumer, err := b.client(kgo.ConsumeTopics(p.prefix+".user"), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()))
 	if err != nil {
 		return 0, err
 	}
@@ -181,50 +181,42 @@ func benchVisible(ctx context.Context, b *bench) error {
 		return err
 	}
 	defer p.close()
-	c := client(32)
-	defer c.CloseIdleConnections()
+	type written struct {
+		stream, token string
+		at            time.Time
+	}
 	var mu sync.Mutex
 	var all latencies
-	var failure error
-	start := time.Now()
-	err = steady(ctx, p.writerURL, 5000, 8*time.Second, func(stream, token string, at time.Time) {
-		if at.Sub(start) < 2*time.Second || stream[len(stream)-1] != '7' { // after the warm-up, one in ten
-			return
-		}
-		err := getWithToken(ctx, c, p.queryURL+"/v1/read-models/rm_users/"+stream, token)
-		mu.Lock()
-		defer mu.Unlock()
-		if err != nil {
-			failure = err
-			return
-		}
-		all = append(all, time.Since(at))
-	})
-	if err == nil {
-		err = failure
+	reads, start := make(chan written, 1000), time.Now()
+	var readers errgroup.Group
+	for range 32 {
+		readers.Go(func() error {
+			c, err := dial(p.queryURL)
+			if err != nil {
+				return err
+			}
+			defer c.Close()
+			for w := range reads {
+				if _, err := c.ask("GET", "/v1/read-models/rm_users/"+w.stream, "Refold-Token: "+w.token+"\r\nRefold-Wait: 5s\r\n", ""); err != nil {
+					return err
+				}
+				mu.Lock()
+				all = append(all, time.Since(w.at))
+				mu.Unlock()
+			}
+			return nil
+		})
 	}
-	if err != nil {
+	appended := steady(ctx, p.writerURL, 5000, 8*time.Second, func(stream, token string, at time.Time) error {
+		if at.Sub(start) > 2*time.Second && stream[len(stream)-1] == '7' { // after the warm-up, one in ten
+			reads <- written{stream, token, at}
+		}
+		return nil
+	})
+	close(reads)
+	if err := errors.Join(appended, readers.Wait()); err != nil {
 		return err
 	}
 	b.report.line("append answered to row read with its token, 5k events/s", fmt.Sprintf("%s (%d reads)", all, len(all)), "p50 < 8 ms, p99 < 25 ms", "", 0)
 	return nil
-}
-
-func getWithToken(ctx context.Context, c *http.Client, url, token string) error {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
-	if err != nil {
-		return err
-	}
-	req.Header.Set("Refold-Token", token)
-	req.Header.Set("Refold-Wait", "5s")
-	res, err := c.Do(req)
-	if err != nil {
-		return err
-	}
-	defer res.Body.Close()
-	raw, err := io.ReadAll(res.Body)
-	if err == nil && res.StatusCode != http.StatusOK {
-		err = fmt.Errorf("status %d: %s", res.StatusCode, raw)
-	}
-	return err
 }

@@ -25,7 +25,7 @@ func benchGrowth(ctx context.Context, b *bench) error {
 		if err := p.awaitApplied(ctx, "rm_users", total); err != nil {
 			return err
 		}
-		perSecond, each, err := postRate(ctx, p.writerURL, 64, 5*time.Second)
+		perSecond, each, err := postRate(p.writerURL, 64, 5*time.Second)
 		if err != nil {
 			return err
 		}

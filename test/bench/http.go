@@ -3,7 +3,6 @@ package main
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
@@ -30,7 +29,7 @@ func benchHTTP(ctx context.Context, b *bench) error {
 	}
 	defer platform.close()
 
-	perSecond, took, err := postRate(ctx, platform.writerURL, 64, 6*time.Second)
+	perSecond, took, err := postRate(platform.writerURL, 64, 6*time.Second)
 	if err != nil {
 		return err
 	}
@@ -50,21 +49,12 @@ func benchHTTP(ctx context.Context, b *bench) error {
 	return nil
 }
 
-func client(connections int) *http.Client {
-	transport := http.DefaultTransport.(*http.Transport).Clone()
-	transport.MaxIdleConnsPerHost, transport.DisableCompression = connections, true
-	return &http.Client{Transport: transport}
-}
-
 func userCreated(stream string) string {
 	return fmt.Sprintf(`{"expectedVersion":"none","events":[{"type":"UserCreated","data":{"id":%q,"email":"%s@example.com","isActive":true,"name":"somebody"}}]}`, stream, stream)
 }
 
 // postRate appends single events over HTTP from n connections for a while.
-func postRate(ctx context.Context, url string, n int, during time.Duration) (float64, latencies, error) {
-	c := client(n)
-	defer c.CloseIdleConnections()
-	var made atomic.Int64
+func postRate(url string, n int, during time.Duration) (float64, latencies, error) {
 	var failure atomic.Pointer[error]
 	lists := make([]latencies, n)
 	start := time.Now()
@@ -72,18 +62,24 @@ func postRate(ctx context.Context, url string, n int, during time.Duration) (flo
 	var wg sync.WaitGroup
 	for w := range n {
 		wg.Go(func() {
+			c, err := dial(url)
+			if err != nil {
+				failure.Store(&err)
+				return
+			}
+			defer c.Close()
 			for i := 0; time.Now().Before(end); i++ {
-				stream, began := fmt.Sprintf("h%d-%d-%d", run, w, i), time.Now()
-				if _, err := post(ctx, c, url+"/v1/streams/User/"+stream+"/events", userCreated(stream)); err != nil {
+				began := time.Now()
+				if _, err := c.append(fmt.Sprintf("h%d-%d-%d", run, w, i)); err != nil {
 					failure.Store(&err)
 					return
 				}
 				lists[w] = append(lists[w], time.Since(began))
-				made.Add(1)
 			}
 		})
 	}
 	wg.Wait()
+	took := time.Since(start)
 	if err := failure.Load(); err != nil {
 		return 0, nil, *err
 	}
@@ -91,31 +87,7 @@ func postRate(ctx context.Context, url string, n int, during time.Duration) (flo
 	for _, l := range lists {
 		all = append(all, l...)
 	}
-	return rate(int(made.Load()), time.Since(start)), all, nil
-}
-
-// post sends JSON and returns the token of the answer.
-func post(ctx context.Context, c *http.Client, url, body string) (token string, err error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, url, bytes.NewReader([]byte(body)))
-	if err != nil {
-		return "", err
-	}
-	req.Header.Set("Content-Type", "application/json")
-	res, err := c.Do(req)
-	if err != nil {
-		return "", err
-	}
-	defer res.Body.Close()
-	raw, err := io.ReadAll(res.Body)
-	if err != nil {
-		return "", err
-	}
-	if res.StatusCode != http.StatusCreated {
-		return "", fmt.Errorf("status %d: %s", res.StatusCode, raw)
-	}
-	var answer struct{ Token string }
-	err = json.Unmarshal(raw, &answer)
-	return answer.Token, err
+	return rate(len(all), took), all, nil
 }
 
 // importEvents imports n events over one connection, perStream of them to each

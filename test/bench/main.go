@@ -11,12 +11,17 @@ package main
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"log/slog"
 	"os"
 	"os/signal"
 	"strings"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/refoldhq/refold/pkg/devstack"
 )
@@ -70,6 +75,39 @@ type bench struct {
 // events scales a number of events.
 func (b *bench) events(n int) int { return max(1000, int(float64(n)*b.scale)) }
 
+// client returns a client of the broker that learns of new topics at once.
+func (b *bench) client(options ...kgo.Opt) (*kgo.Client, error) {
+	return kgo.NewClient(append([]kgo.Opt{kgo.SeedBrokers(b.kafka.Brokers()...), kgo.MetadataMinAge(20 * time.Millisecond)}, options...)...)
+}
+
+// warm has the broker compile what it runs, as one that has been up for a while
+// has: for its first seconds it takes half of the machine for that.
+func (b *bench) warm(ctx context.Context) error {
+	const topic = "warm"
+	c, err := b.client(kgo.ConsumeTopics(topic), kgo.DefaultProduceTopic(topic))
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	if _, err := kadm.NewClient(c).CreateTopic(ctx, 8, 1, nil, topic); err != nil {
+		return err
+	}
+	value, consumed := make([]byte, 200), 0
+	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); {
+		for range 64 {
+			c.Produce(ctx, &kgo.Record{Value: value}, nil)
+		}
+		if err := c.Flush(ctx); err != nil {
+			return err
+		}
+		consumed += c.PollFetches(ctx).NumRecords()
+	}
+	if consumed == 0 {
+		return errors.New("nothing was consumed")
+	}
+	return nil
+}
+
 func run(ctx context.Context, only, out string, scale float64) error {
 	postgres, err := devstack.StartPostgres(ctx, devstack.PostgresConfig{Fsync: true, Settings: map[string]string{
 		"shared_buffers": "1GB", "max_wal_size": "8GB", "max_connections": "300"}})
@@ -85,6 +123,9 @@ func run(ctx context.Context, only, out string, scale float64) error {
 
 	b := &bench{postgres: postgres, kafka: kafka, scale: scale, report: newReport(), log: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))}
 	b.report.machine(ctx, postgres)
+	if err := b.warm(ctx); err != nil {
+		return fmt.Errorf("warming the broker: %w", err)
+	}
 	for _, s := range sections {
 		if only != "" && !strings.Contains(","+only+",", ","+s.name+",") {
 			continue

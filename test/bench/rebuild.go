@@ -159,7 +159,7 @@ func (h *rebuildHistory) write(ctx context.Context, b *bench, p *platform) error
 	contract, _ := loaded.Category("User")
 	created, _ := contract.Type("UserCreated")
 	loggedIn, _ := contract.Type("UserLoggedIn")
-	client, err := kgo.NewClient(kgo.SeedBrokers(b.kafka.Brokers()...), kgo.RecordPartitioner(kgo.ManualPartitioner()), kgo.ProducerBatchMaxBytes(900_000), kgo.MaxBufferedRecords(100_000))
+	client, err := b.client(kgo.RecordPartitioner(kgo.ManualPartitioner()), kgo.ProducerBatchMaxBytes(900_000), kgo.MaxBufferedRecords(100_000))
 	if err != nil {
 		return err
 	}
@@ -238,7 +238,7 @@ func (b *bench) bareRebuild(ctx context.Context, p *platform, n int) (time.Durat
 	if _, err := conn.Exec(ctx, `create schema if not exists bench; drop table if exists bench.bare; create table bench.bare (key text collate "C", data jsonb)`); err != nil {
 		return 0, err
 	}
-	consumer, err := kgo.NewClient(kgo.SeedBrokers(b.kafka.Brokers()...), kgo.ConsumeTopics(p.prefix+".user"), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()))
+	consumer, err := b.client(kgo.ConsumeTopics(p.prefix+".user"), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()))
 	if err != nil {
 		return 0, err
 	}

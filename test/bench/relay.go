@@ -3,13 +3,13 @@ package main
 import (
 	"context"
 	"fmt"
-	"net/http"
 	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
+	"golang.org/x/sync/errgroup"
 )
 
 // benchRelay measures the relay draining a backlog to real Kafka beside a bare
@@ -35,7 +35,7 @@ func benchRelay(ctx context.Context, b *bench) error {
 	if err := p.start(ctx, "relay"); err != nil {
 		return err
 	}
-	if err := awaitRecords(ctx, p.bench.kafka.Brokers(), p.prefix+".user", int64(n)); err != nil {
+	if err := b.awaitRecords(ctx, p.prefix+".user", int64(n)); err != nil {
 		return err
 	}
 	took := time.Since(start)
@@ -50,7 +50,7 @@ func benchRelay(ctx context.Context, b *bench) error {
 
 // bareRelay copies the event table to a topic with nothing in between.
 func (b *bench) bareRelay(ctx context.Context, url string, n int) (took, used time.Duration, err error) {
-	client, err := kgo.NewClient(kgo.SeedBrokers(b.kafka.Brokers()...), kgo.RecordPartitioner(kgo.ManualPartitioner()), kgo.ProducerBatchCompression(kgo.NoCompression()),
+	client, err := b.client(kgo.RecordPartitioner(kgo.ManualPartitioner()), kgo.ProducerBatchCompression(kgo.NoCompression()),
 		kgo.MaxBufferedRecords(200_000), kgo.ProducerLinger(5*time.Millisecond))
 	if err != nil {
 		return 0, 0, err
@@ -94,8 +94,8 @@ func (b *bench) bareRelay(ctx context.Context, url string, n int) (took, used ti
 	return time.Since(start), cpu() - before, failure
 }
 
-func awaitRecords(ctx context.Context, brokers []string, topic string, n int64) error {
-	client, err := kgo.NewClient(kgo.SeedBrokers(brokers...))
+func (b *bench) awaitRecords(ctx context.Context, topic string, n int64) error {
+	client, err := b.client()
 	if err != nil {
 		return err
 	}
@@ -121,7 +121,7 @@ func (b *bench) commitToKafka(ctx context.Context) error {
 		return err
 	}
 	defer p.close()
-	consumer, err := kgo.NewClient(kgo.SeedBrokers(b.kafka.Brokers()...), kgo.ConsumeTopics(p.prefix+".user"), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()),
+	consumer, err := b.client(kgo.ConsumeTopics(p.prefix+".user"), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()),
 		kgo.FetchMaxWait(time.Second))
 	if err != nil {
 		return err
@@ -132,7 +132,7 @@ func (b *bench) commitToKafka(ctx context.Context) error {
 	defer cancel()
 	sent := make(chan error, 1)
 	go func() {
-		sent <- steady(ctx, p.writerURL, perSecond, seconds*time.Second, func(string, string, time.Time) {})
+		sent <- steady(ctx, p.writerURL, perSecond, seconds*time.Second, func(string, string, time.Time) error { return nil })
 	}()
 	var all latencies
 	for len(all) < perSecond*seconds*9/10 && ctx.Err() == nil {
@@ -157,37 +157,31 @@ func (b *bench) commitToKafka(ctx context.Context) error {
 
 // steady appends single events at a rate from 32 connections and tells of each
 // the stream, the token and when its answer had come.
-func steady(ctx context.Context, url string, perSecond int, during time.Duration, done func(stream, token string, at time.Time)) error {
+func steady(ctx context.Context, url string, perSecond int, during time.Duration, done func(stream, token string, at time.Time) error) error {
 	const connections = 32
-	c := client(connections)
-	defer c.CloseIdleConnections()
 	start := time.Now()
 	total := int(float64(perSecond) * during.Seconds())
-	var failure error
-	var mu sync.Mutex
-	var all sync.WaitGroup
+	var all errgroup.Group
 	for w := range connections {
-		all.Go(func() {
+		all.Go(func() error {
+			c, err := dial(url)
+			if err != nil {
+				return err
+			}
+			defer c.Close()
 			for i := w; i < total && ctx.Err() == nil; i += connections {
-				due := start.Add(time.Duration(i) * time.Second / time.Duration(perSecond))
-				time.Sleep(time.Until(due))
-				if err := postOne(ctx, c, url, fmt.Sprintf("st%d-%d", start.UnixNano(), i), done); err != nil {
-					mu.Lock()
-					failure = err
-					mu.Unlock()
-					return
+				time.Sleep(time.Until(start.Add(time.Duration(i) * time.Second / time.Duration(perSecond))))
+				stream := fmt.Sprintf("st%d-%d", start.UnixNano(), i)
+				token, err := c.append(stream)
+				if err == nil {
+					err = done(stream, token, time.Now())
+				}
+				if err != nil {
+					return err
 				}
 			}
+			return nil
 		})
 	}
-	all.Wait()
-	return failure
-}
-
-func postOne(ctx context.Context, c *http.Client, url, stream string, done func(stream, token string, at time.Time)) error {
-	token, err := post(ctx, c, url+"/v1/streams/User/"+stream+"/events", userCreated(stream))
-	if err == nil {
-		done(stream, token, time.Now())
-	}
-	return err
+	return all.Wait()
 }
