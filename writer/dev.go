@@ -13,11 +13,17 @@ import (
 	"github.com/refoldhq/refold/pkg/service"
 )
 
+// The default ports, which the tags below repeat.
+const apiPort, adminPort = 8080, 9080
+
 type devCommand struct {
 	service.Admin `embed:"" set:"admin_port=9080" set:"drain_delay=0s"`
 	service.API   `embed:"" set:"api_port=8080"`
 
 	service.RebuildFlags `embed:""`
+
+	PostgresPort int `help:"Where the embedded Postgres listens; 0 takes a free port." default:"15432"`
+	KafkaPort    int `help:"Where the embedded broker listens; 0 takes a free port." default:"19092"`
 
 	DataDir string `help:"Keeps log, topics and rows over a restart; empty keeps nothing." placeholder:"DIR"`
 	Seed    string `help:"Makes traffic to look at: demo creates accounts and uses them." enum:",demo" default:"" placeholder:"demo"`
@@ -30,6 +36,9 @@ func (c *devCommand) Run(ctx context.Context, s *service.Settings) error {
 			return service.Usage(err)
 		}
 	}
+	if err := c.ports(s); err != nil {
+		return err
+	}
 	stop, err := c.postgres(ctx, s)
 	if err != nil {
 		return err
@@ -41,6 +50,36 @@ func (c *devCommand) Run(ctx context.Context, s *service.Settings) error {
 	}
 	defer stop()
 	return c.serve(ctx, s)
+}
+
+// ports takes another port for each default one that somebody has taken, and says
+// so: curl lines work as pasted wherever they can, and a second `writer dev` starts
+// all the same. An address that was asked for is not replaced.
+func (c *devCommand) ports(s *service.Settings) (err error) {
+	move := func(what string, port int) int {
+		if err != nil {
+			return port
+		}
+		var free int
+		if free, err = devstack.PortOr(port); port != 0 && free != port {
+			fmt.Fprintf(os.Stderr, "port %d is taken: %s is at %d\n", port, what, free)
+		}
+		return free
+	}
+	address := func(what, addr string, port int) string {
+		if addr != fmt.Sprintf("127.0.0.1:%d", port) {
+			return addr
+		}
+		return fmt.Sprintf("127.0.0.1:%d", move(what, port))
+	}
+	c.Addr, c.AdminAddr = address("the API", c.Addr, apiPort), address("the admin server", c.AdminAddr, adminPort)
+	if s.DatabaseURL == "" {
+		c.PostgresPort = move("Postgres", c.PostgresPort)
+	}
+	if len(s.Kafka.BootstrapServers) == 0 {
+		c.KafkaPort = move("Kafka", c.KafkaPort)
+	}
+	return err
 }
 
 // serve runs every component in this process.
@@ -89,7 +128,7 @@ func (c *devCommand) postgres(ctx context.Context, s *service.Settings) (stop fu
 	if s.DatabaseURL != "" {
 		return func() {}, nil
 	}
-	cfg := devstack.PostgresConfig{Fsync: c.DataDir != ""}
+	cfg := devstack.PostgresConfig{Port: c.PostgresPort, Fsync: c.DataDir != ""}
 	if c.DataDir != "" {
 		cfg.Dir = filepath.Join(c.DataDir, "postgres")
 	}
@@ -114,7 +153,7 @@ func (c *devCommand) kafka(s *service.Settings) (stop func(), err error) {
 	if c.DataDir != "" {
 		dir = filepath.Join(c.DataDir, "kafka")
 	}
-	broker, err := devstack.StartBroker(devstack.BrokerConfig{Dir: dir})
+	broker, err := devstack.StartBroker(devstack.BrokerConfig{Dir: dir, Port: c.KafkaPort})
 	if err != nil {
 		return nil, err
 	}

@@ -178,6 +178,30 @@ func TestStampIsTheSameEachTime(t *testing.T) {
 }
 
 // Two pipes must not be taken for one import.
-func TestStandardInputNeedsAName(t *testing.T) {
+func TestAPipeNeedsAName(t *testing.T) {
 	require.ErrorContains(t, (&importCommand{File: "-"}).Run(t.Context()), "--name")
+	require.ErrorContains(t, (&importCommand{File: os.DevNull}).Run(t.Context()), "--name")
+}
+
+// Neither the name of a file nor its folder tells imports apart: its contents do.
+func TestFilesAreNamedByTheirContents(t *testing.T) {
+	t.Parallel()
+	_, address, pool := writerAPI(t)
+	importFile := func(folder, text, name string) {
+		file := filepath.Join(t.TempDir(), folder, "events.ndjson")
+		require.NoError(t, os.MkdirAll(filepath.Dir(file), 0o755))
+		require.NoError(t, os.WriteFile(file, []byte(text), 0o600))
+		c := &importCommand{File: file, WriterURL: address, Name: name, From: 1, Patience: time.Minute, Output: "json"}
+		require.NoError(t, c.Run(t.Context()))
+	}
+	line := importLine("a") + "\n"
+	importFile("monday", line, "")
+	require.Equal(t, 2, events(t, pool))
+	importFile("moved", line, "")
+	require.Equal(t, 2, events(t, pool), "the same file")
+	importFile("tuesday", line+line, "")
+	require.Equal(t, 6, events(t, pool), "another one, which begins with the same line")
+	importFile("log", line, "log")
+	importFile("log", line+line, "log")
+	require.Equal(t, 10, events(t, pool), "one that grows under its name")
 }

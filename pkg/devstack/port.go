@@ -12,6 +12,17 @@ import (
 // find its own port free again.
 const firstPort, lastPort = 15_000, 32_000
 
+// PortOr returns a port if nobody listens on it at the loopback interface, else one
+// that is free. 0 has no preference.
+func PortOr(port int) (int, error) {
+	if port != 0 {
+		if l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port)); err == nil {
+			return port, l.Close()
+		}
+	}
+	return freePort()
+}
+
 // freePort returns a port of the loopback interface that nobody listens on.
 func freePort() (int, error) {
 	var last error

@@ -93,7 +93,9 @@ func (s *Stack) Binary(name string) string { return filepath.Join(s.bins, name) 
 func (s *Stack) Writer(args ...string) *Program { return s.start("writer", "serve", args) }
 
 // Dev starts `writer dev`, with servers of its own when the stack names none.
-func (s *Stack) Dev(args ...string) *Program { return s.start("writer", "dev", args) }
+func (s *Stack) Dev(args ...string) *Program {
+	return s.start("writer", "dev", append([]string{"--postgres-port=0", "--kafka-port=0"}, args...)) // several may start at one moment
+}
 
 // Projector starts `projector run`.
 func (s *Stack) Projector(args ...string) *Program { return s.start("projector", "run", args) }
