@@ -51,7 +51,9 @@ func (w *worker) load(ctx context.Context, b *batch) error {
 		if key := t.event.Stream; b.rows[key] == nil {
 			r := &rowState{key: strings.Clone(key)} // the event aliases its record
 			b.rows[r.key] = r
-			keys = append(keys, r)
+			if t.event.Version > 1 || w.feed.Version.Completing { // else nothing has made a row of the stream yet
+				keys = append(keys, r)
+			}
 		}
 	}
 	if missing := w.rows.lookUp(keys); len(missing) > 0 {

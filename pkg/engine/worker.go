@@ -250,8 +250,21 @@ func (w *worker) claim(ctx context.Context, former int64) (err error) {
 	if w.parked, err = w.readParked(ctx); err != nil {
 		return err
 	}
-	w.skipped, err = w.readDecisions(ctx)
-	return err
+	if w.skipped, err = w.readDecisions(ctx); err != nil {
+		return err
+	}
+	return w.commitWithoutFlush(ctx)
+}
+
+// commitWithoutFlush has the session's commits wait for the disk no more. The claim
+// did: epochs must not come twice. A batch need not: what a crash of the server
+// takes of rows it takes of progress too, so the events are applied again, and
+// whoever was told a position waits for it again.
+func (w *worker) commitWithoutFlush(ctx context.Context) error {
+	if _, err := w.conn.Exec(ctx, `set synchronous_commit = off`); err != nil {
+		return fmt.Errorf("setting up the session: %w", err)
+	}
+	return nil
 }
 
 // clear ends the session of the former owner, whose transaction is in the way of
