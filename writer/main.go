@@ -20,7 +20,8 @@ type cli struct {
 	Migrate migrateCommand        `cmd:"" help:"Bring the database's schema to the newest version."`
 	Streams streamsCommand        `cmd:"" help:"Show the categories of the log, the streams of one, or the events of a stream."`
 	Import  importCommand         `cmd:"" help:"Send a history to a writer: lines of a file or of standard input."`
-	Verify  verifyCommand         `cmd:"" help:"Check that sequences and versions are dense and that topics hold exactly the log."`
+	Verify  service.VerifyCommand `cmd:"" help:"Check that sequences and versions are dense, that snapshots and claims are what the log makes, and that topics hold exactly the log."`
+	Claims  service.ClaimsCommand `cmd:"" help:"Compare the claims of aggregates with their rules, and with --repair bring them there, as after a change of a rule."`
 	Repair  repairCommand         `cmd:"" help:"Show what is not relayed and why, and repair what only an operator may decide."`
 	Probe   probeCommand          `cmd:"" help:"Append an event through the API of an installation and read its row, as a client does."`
 	Lint    service.LintCommand   `cmd:"" help:"Check the contracts of a folder, and with --history that they read what the log holds."`
@@ -29,7 +30,8 @@ type cli struct {
 
 func main() {
 	service.Program{Name: "writer", Description: "refold's write side: it appends events, relays them to Kafka, and serves the log and its schemas.",
-		Contracts: schemas.FS}.Main(&cli{Serve: service.WriterCommand{Aggregates: demo()}, Schema: service.SchemaCommand{Aggregates: demo()}})
+		Contracts: schemas.FS}.Main(&cli{Serve: service.WriterCommand{Aggregates: demo()}, Schema: service.SchemaCommand{Aggregates: demo()},
+		Verify: service.VerifyCommand{Aggregates: demo()}, Claims: service.ClaimsCommand{Aggregates: demo()}})
 }
 
 // demo are the aggregates of the contracts that are compiled in.

@@ -85,6 +85,10 @@ type Handler interface {
 	At(ctx context.Context, id string, when Moment) (View, error)
 	// VerifySnapshots compares snapshots with the log, see [Repository.VerifySnapshots].
 	VerifySnapshots(ctx context.Context) (int, error)
+	// VerifyClaims and RepairClaims compare the claim table with the log, see
+	// [Repository.VerifyClaims] and [Repository.RepairClaims].
+	VerifyClaims(ctx context.Context) (ClaimsReport, error)
+	RepairClaims(ctx context.Context) (ClaimsReport, error)
 	// Replay shows how the state came about, see [Repository.Replay].
 	Replay(ctx context.Context, id string, after int64, visit func(e *event.Event, state json.RawMessage) error) error
 
@@ -180,6 +184,32 @@ func (rt *Runtime) VerifySnapshots(ctx context.Context) (verified int, err error
 		failures = append(failures, err)
 	}
 	return verified, errors.Join(failures...)
+}
+
+// VerifyClaims compares the claim table with the log for all types, see
+// [Repository.VerifyClaims].
+func (rt *Runtime) VerifyClaims(ctx context.Context) (report ClaimsReport, err error) {
+	for _, h := range rt.all() {
+		one, err := h.VerifyClaims(ctx)
+		report.add(one)
+		if err != nil {
+			return report, err
+		}
+	}
+	return report, nil
+}
+
+// RepairClaims brings the claim table to the rules of all types, see
+// [Repository.RepairClaims].
+func (rt *Runtime) RepairClaims(ctx context.Context) (report ClaimsReport, err error) {
+	for _, h := range rt.all() {
+		one, err := h.RepairClaims(ctx)
+		report.add(one)
+		if err != nil {
+			return report, err
+		}
+	}
+	return report, nil
 }
 
 func (rt *Runtime) all() []Handler {

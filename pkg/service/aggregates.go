@@ -3,12 +3,9 @@ package service
 import (
 	"context"
 
-	"github.com/jackc/pgx/v5/pgxpool"
-	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/refoldhq/refold/pkg/aggregate"
-	"github.com/refoldhq/refold/pkg/eventstore"
 	"github.com/refoldhq/refold/pkg/reaction"
 )
 
@@ -103,37 +100,4 @@ func (a *Aggregates) Run(ctx context.Context) error {
 	}
 	all.Go(func() error { return a.runtime.Run(ctx) })
 	return all.Wait()
-}
-
-// VerifySnapshots compares the snapshots of aggregates with the log, those of
-// categories that the database has, and deletes what is wrong, see
-// [aggregate.Repository.VerifySnapshots].
-func VerifySnapshots(ctx context.Context, s *Settings, pool *pgxpool.Pool, types []aggregate.Type) (verified int, err error) {
-	contracts, err := s.Contracts()
-	if err != nil {
-		return 0, err
-	}
-	categories, err := eventstore.ReadCategories(ctx, pool)
-	if err != nil {
-		return 0, err
-	}
-	store := eventstore.New(eventstore.Config{DatabaseURL: s.DatabaseURL}, s.Logger(), prometheus.NewRegistry())
-	var present []aggregate.Type
-	for _, c := range categories {
-		if err := store.EnsureCategories(ctx, pool, []eventstore.CategorySpec{{Name: c.Name, Slots: c.Slots, Partitions: c.Partitions, Topic: c.Topic}}); err != nil {
-			return 0, err
-		}
-		_, known := contracts.Category(c.Name)
-		for _, t := range types {
-			if known && t.Category() == c.Name {
-				present = append(present, t)
-			}
-		}
-	}
-	runtime, err := aggregate.NewRuntime(aggregate.Config{}, aggregate.Deps{Store: store, Pool: pool, Schemas: s.Registry(pool), Contracts: contracts,
-		SchemaIDs: aggregate.LocalIDs(contracts), Logger: s.Logger()}, present...) // nothing is written, so no id of a schema is needed
-	if err != nil {
-		return 0, err
-	}
-	return runtime.VerifySnapshots(ctx)
 }

@@ -116,6 +116,37 @@ func TestWriterVerifyComparesSnapshots(t *testing.T) {
 	require.Contains(t, stdout, `"snapshots":0`)
 }
 
+// `writer verify` tells whose claims are not what their rules say, and `writer claims`
+// brings them there.
+func TestWriterVerifyComparesClaims(t *testing.T) {
+	stack := platform.New(t, devstack.Database(t), devstack.FakeKafka(t))
+	client := platform.NewClient(t, stack.Writer().URL())
+	answer, err := client.Do("POST", "/v1/commands/User/42/create", nil, []byte(`{"email":"ada@example.com"}`))
+	require.NoError(t, err)
+	require.Equal(t, http.StatusCreated, answer.Status, string(answer.Body))
+	stdout, stderr, code := stack.Run("writer", "verify", "--claims=strict", "-o", "json")
+	require.Zero(t, code, stderr)
+	require.Contains(t, stdout, `"claims":{"aggregates":1,"claims":1,"differ":0}`)
+	pool, err := pgxpool.New(context.Background(), stack.DatabaseURL)
+	require.NoError(t, err)
+	defer pool.Close()
+	_, err = pool.Exec(context.Background(), `update refold.claim set value = 'Ada@Example.com'`)
+	require.NoError(t, err)
+	stdout, stderr, code = stack.Run("writer", "verify", "-o", "json")
+	require.Zero(t, code, stderr)
+	require.Contains(t, stdout, `"differ":1`)
+	_, stderr, code = stack.Run("writer", "verify", "--claims=strict")
+	require.Equal(t, 1, code)
+	require.Contains(t, stderr, "User 42 at version 1 does not hold what it should within user.email")
+	_, _, code = stack.Run("writer", "claims")
+	require.Equal(t, 1, code)
+	stdout, stderr, code = stack.Run("writer", "claims", "--repair")
+	require.Zero(t, code, stderr)
+	require.Contains(t, stdout, "1 were brought to their rule, 0 differ from it")
+	_, stderr, code = stack.Run("writer", "verify", "--claims=strict")
+	require.Zero(t, code, stderr)
+}
+
 // `projector test` tells by its exit code whether the tests beside the
 // definitions pass, and shows how those differ that do not.
 func TestProjectorTest(t *testing.T) {
