@@ -79,9 +79,12 @@ func (c *cli) with(ctx context.Context, f func(*rebuilder.Rebuilder) error) erro
 // explain gives an error the exit code of its kind.
 func explain(ctx context.Context, err error) error {
 	var busy *rebuilder.Busy
+	var left *rebuilder.Left
 	switch {
 	case err == nil:
 		return nil
+	case errors.As(err, &left):
+		return service.Conflict(err).Try("rebuild plan " + left.Projection)
 	case errors.As(err, &busy), errors.Is(err, rebuilder.ErrState), errors.Is(err, readmodel.ErrServing), errors.Is(err, readmodel.ErrNotServable), errors.Is(err, rebuilder.ErrNoFormer):
 		return service.Conflict(err).Try("rebuild status")
 	case errors.Is(err, rebuilder.ErrNoDefinition), errors.Is(err, rebuilder.ErrNoRebuild), errors.Is(err, rebuilder.ErrNoVersion):
@@ -126,6 +129,7 @@ type runCommand struct {
 	Parallel int           `help:"Partitions that are loaded at a time, each with one connection; 0 for the number of CPUs." default:"0"`
 	Keep     time.Duration `help:"How long the version that served is fed on, for a roll back." default:"24h"`
 	Fresh    bool          `help:"Build a version even where new fields or indexes could be made in the one that serves."`
+	Back     bool          `help:"Build a definition that the projection has left."`
 	Force    string        `help:"Promote in spite of a failed verification, for this reason." placeholder:"REASON"`
 }
 
@@ -144,7 +148,7 @@ func (r *runCommand) Run(ctx context.Context, c *cli) error {
 	defer pool.Close()
 	show := newShow(os.Stderr, c.Output == "json")
 	options := rebuilder.Options{Promote: r.Promote, Source: rebuilder.Source(r.Source), Verify: rebuilder.Verification(r.Verify), MemoryBytes: int64(r.Memory),
-		Rate: r.Rate, Parallel: r.Parallel, Keep: rebuilder.Duration(r.Keep), Fresh: r.Fresh, Force: r.Force}
+		Rate: r.Rate, Parallel: r.Parallel, Keep: rebuilder.Duration(r.Keep), Fresh: r.Fresh, Back: r.Back, Force: r.Force}
 	work := &work{name: r.Name, do: func(ctx context.Context) error {
 		done, err := b.Run(ctx, r.Name, options, show.show)
 		show.end()

@@ -48,9 +48,12 @@ func RegisterRebuilds(mux *http.ServeMux, r *rebuilder.Rebuilder, log *slog.Logg
 func rebuildProblem(err error) *problem.Problem {
 	var p *problem.Problem
 	var busy *rebuilder.Busy
+	var left *rebuilder.Left
 	switch {
 	case errors.As(err, &p):
 		return p
+	case errors.As(err, &left):
+		return problem.New(http.StatusConflict, "definition-left", "The projection has left this definition", left.Error())
 	case errors.As(err, &busy):
 		return problem.New(http.StatusConflict, "rebuild-under-way", "The projection is being rebuilt", busy.Error()).With("rebuild", strconv.FormatInt(busy.Rebuild, 10))
 	case errors.Is(err, rebuilder.ErrNoDefinition), errors.Is(err, readmodel.ErrUnknownProjection):
@@ -112,6 +115,7 @@ type rebuildRequest struct {
 	Parallel int    `json:"parallel,omitempty"`
 	Keep     string `json:"keep,omitempty"`
 	Fresh    bool   `json:"fresh,omitempty"`
+	Back     bool   `json:"back,omitempty"`
 	Force    string `json:"force,omitempty"`
 }
 
@@ -121,7 +125,7 @@ func (a *rebuilds) request(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	options := rebuilder.Options{Promote: body.Promote, Source: rebuilder.Source(body.Source), Verify: rebuilder.Verification(body.Verify), MemoryBytes: body.Memory,
-		Rate: body.Rate, Parallel: body.Parallel, Fresh: body.Fresh, Force: body.Force}
+		Rate: body.Rate, Parallel: body.Parallel, Fresh: body.Fresh, Back: body.Back, Force: body.Force}
 	if body.Keep != "" {
 		keep, err := time.ParseDuration(body.Keep)
 		if err != nil {

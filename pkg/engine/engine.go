@@ -91,6 +91,9 @@ type Feed struct {
 	Version    readmodel.Version
 	Plan       *projection.Plan
 	Categories []eventstore.Category
+	// Served is the plan that queries go by while fields that only Plan has are being
+	// filled into the rows, else nil.
+	Served *projection.Plan
 }
 
 // Engine runs feeds. Run or Follow may be called once.

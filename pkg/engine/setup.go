@@ -146,6 +146,12 @@ func (d *Deployment) read(ctx context.Context) (feeds []Feed, failed []unfed, er
 			continue
 		}
 		feed := Feed{Version: v, Plan: plan}
+		if v.Completing {
+			if feed.Served, err = d.served(ctx, catalogue, v); err != nil {
+				failed = append(failed, unfed{v, err})
+				continue
+			}
+		}
 		for _, c := range categories {
 			if slices.Contains(plan.Categories(), c.Name) {
 				feed.Categories = append(feed.Categories, c)
@@ -154,6 +160,20 @@ func (d *Deployment) read(ctx context.Context) (feeds []Feed, failed []unfed, er
 		feeds = append(feeds, feed)
 	}
 	return feeds, failed, nil
+}
+
+// served returns the plan that queries of a version go by.
+func (d *Deployment) served(ctx context.Context, catalogue *readmodel.Catalogue, v readmodel.Version) (*projection.Plan, error) {
+	all, err := catalogue.All(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, one := range all {
+		if one.Leaf == v.Leaf {
+			return d.built.Plan(one)
+		}
+	}
+	return nil, fmt.Errorf("%w: %s version %d", readmodel.ErrUnknownProjection, v.Projection, v.Number)
 }
 
 // create makes version 1 of a projection that has none.

@@ -341,7 +341,8 @@ func ChangeIndexes(ctx context.Context, conn *pgx.Conn, v Version, plan *project
 		if err := lockProjection(ctx, tx, v.Projection); err != nil {
 			return err
 		}
-		if _, err := tx.Exec(ctx, `update refold.projection_version set definition = $3, plan = $4, next_definition = null, next_plan = null where projection = $1 and version = $2`, v.Projection, v.Number, plan.Source(), plan.Hash()); err != nil {
+		if _, err := tx.Exec(ctx, `update refold.projection_version set definition = $3, plan = $4, next_definition = null, next_plan = null,
+			former_plans = case when plan = $4 then former_plans else array_append(former_plans, plan) end where projection = $1 and version = $2`, v.Projection, v.Number, plan.Source(), plan.Hash()); err != nil {
 			return err
 		}
 		if err := Announce(ctx, tx); err != nil {

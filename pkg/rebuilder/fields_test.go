@@ -10,6 +10,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/refoldhq/refold/pkg/engine"
 	"github.com/refoldhq/refold/pkg/event"
 	"github.com/refoldhq/refold/pkg/readmodel"
 )
@@ -237,6 +238,59 @@ func TestFilledFieldsWaitToBePromoted(t *testing.T) {
 		return strings.Contains(one, "failed") && one == listed
 	}, 60*time.Second, 10*time.Millisecond)
 	require.EqualValues(t, 1, w.number(`select count(*) from pg_indexes where tablename = 'rows_narrow_v1' and indexdef like '%''failed''%'`))
+}
+
+// While fields are filled, some rows have them and others have not, and rows are
+// there that only they make: what queries show is what the log makes all the time,
+// and a row that is tampered with is named all the same.
+func TestVerifyWhileFieldsAreFilled(t *testing.T) {
+	t.Parallel()
+	for name, texts := range map[string][2]string{"narrow": {narrowYAML, wideYAML}, "shared": {sharedYAML, sharedWideYAML}} {
+		w := setup(t, texts[0])
+		w.some(300)
+		w.follow()
+		w.settle(name, 1)
+		stop := w.appending()
+		w.define(texts[1])
+		r := w.rebuilder()
+		verified := func() (live, rebuilt error) {
+			feeds, err := engine.Setup(w.ctx, w.pool, w.contracts, w.definitions, nil)
+			require.NoError(t, err)
+			require.Len(t, feeds, 1)
+			report, live := engine.Verify(w.ctx, w.pool, w.registry, feeds[0])
+			require.True(t, report.Filling)
+			for _, how := range []Verification{VerifyFull, VerifySample} {
+				report, err := r.Verify(w.ctx, name, 0, how)
+				require.NoError(t, err)
+				if !report.OK {
+					rebuilt = fmt.Errorf("%+v", report.Failed())
+				}
+			}
+			return live, rebuilt
+		}
+		looks := 0
+		r.stopAt = func(point string) error {
+			if !strings.HasPrefix(point, "before fill") && point != "before step verify" || looks > 3 {
+				return nil
+			}
+			looks++
+			live, rebuilt := verified()
+			require.NoError(t, live, point)
+			require.NoError(t, rebuilt, point)
+			return nil
+		}
+		waiting, err := r.Run(w.ctx, name, Options{Promote: "manual", Parallel: 1}, nil)
+		require.NoError(t, err)
+		require.Greater(t, looks, 1)
+		stop()
+		w.settle(name, 1)
+		w.exec(`update refold.rows_` + name + `_v1 set data = data || '{"` + map[string]string{"narrow": "changes", "shared": "events"}[name] + `": 777}' where key = (select min(key) from refold.rows_` + name + `_v1 where data ? 'last' or data->>'email' is not null)`)
+		live, rebuilt := verified()
+		require.ErrorIs(t, live, engine.ErrDiffers)
+		require.ErrorContains(t, rebuilt, "777")
+		_, err = r.Promote(w.ctx, waiting.ID)
+		require.NoError(t, err)
+	}
 }
 
 // An event that only the new fields cannot take: nothing is changed, and the

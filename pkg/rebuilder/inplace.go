@@ -23,9 +23,14 @@ func (j *job) decide(ctx context.Context, options Options, only int64) (Kind, re
 		return Fresh, readmodel.Version{}, ErrNoRebuild
 	case err == nil && open.Version != 0:
 		return open.Kind, readmodel.Version{}, nil
+	case err == nil && open.plan != "" && open.plan != j.plan.Hash():
+		return Fresh, readmodel.Version{}, anotherPlan(open)
 	case err == nil && open.State == Requested:
 		options = open.Options
 	case err != nil && !errors.Is(err, ErrNoRebuild):
+		return Fresh, readmodel.Version{}, err
+	}
+	if err := j.checkLineage(ctx, j.plan, options); err != nil {
 		return Fresh, readmodel.Version{}, err
 	}
 	active, err := j.catalogue.Active(ctx, j.name)
@@ -46,6 +51,11 @@ func (j *job) decide(ctx context.Context, options Options, only int64) (Kind, re
 		}
 	}
 	return kind, active, nil
+}
+
+// anotherPlan says that what is open is not to be done by the deployed definition.
+func anotherPlan(open Rebuild) *Busy {
+	return &Busy{Projection: open.Projection, Rebuild: open.ID, Why: "it builds another definition than the deployed one; finish it with the former, or `rebuild cancel " + open.Projection + "` first"}
 }
 
 // kindOf returns what it takes to come from one plan to another. Shared rows that
@@ -91,7 +101,7 @@ func (j *job) changeIndexes(ctx context.Context, active readmodel.Version, optio
 // noteInPlace ends the request for a rebuild, or makes a rebuild that is done.
 func (j *job) noteInPlace(ctx context.Context, tx pgx.Tx, version int, options Options) (id int64, err error) {
 	err = tx.QueryRow(ctx, `update refold.rebuild set version = $2, kind = 'indexes', state = 'done', step = 'done', definition = $3, plan = $4, started = clock_timestamp(), finished = clock_timestamp()
-		where projection = $1 and state not in ('done', 'cancelled') and version is null returning id`, j.name, version, j.plan.Source(), j.plan.Hash()).Scan(&id)
+		where projection = $1 and state not in ('done', 'cancelled') and version is null and coalesce(plan, $4) = $4 returning id`, j.name, version, j.plan.Source(), j.plan.Hash()).Scan(&id)
 	if errors.Is(err, pgx.ErrNoRows) {
 		err = tx.QueryRow(ctx, `insert into refold.rebuild (projection, version, kind, state, step, definition, plan, options, started, finished)
 			values ($1, $2, 'indexes', 'done', 'done', $3, $4, $5, clock_timestamp(), clock_timestamp()) returning id`, j.name, version, j.plan.Source(), j.plan.Hash(), mustJSON(options)).Scan(&id)

@@ -87,10 +87,26 @@ func (r *Rebuilder) Plan(ctx context.Context, name string, options Options, deep
 			p.Rows = info.Rows
 		}
 	}
+	if err := r.warn(ctx, &p, deployed); err != nil {
+		return p, err
+	}
 	if err := r.cost(ctx, &p, deployed, options); err != nil || !deep {
 		return p, err
 	}
 	return p, r.deep(ctx, &p, deployed, options)
+}
+
+// warn adds what would refuse a rebuild by the plan.
+func (r *Rebuilder) warn(ctx context.Context, p *Plan, plan *projection.Plan) error {
+	err := r.checkLineage(ctx, plan, Options{})
+	var left *Left
+	if err != nil && !errors.As(err, &left) {
+		return err
+	}
+	if left != nil {
+		p.Warnings = append(p.Warnings, left.Error())
+	}
+	return nil
 }
 
 func (r *Rebuilder) cost(ctx context.Context, p *Plan, plan *projection.Plan, options Options) error {
@@ -104,7 +120,9 @@ func (r *Rebuilder) cost(ctx context.Context, p *Plan, plan *projection.Plan, op
 		return err
 	}
 	var rowBytes int64 = 700
+	partitions := 0
 	for _, c := range categories {
+		partitions += c.Partitions
 		parts, err := r.pinCategory(ctx, kadm.NewClient(client), c, options.Source)
 		if err != nil {
 			return err
@@ -121,6 +139,13 @@ func (r *Rebuilder) cost(ctx context.Context, p *Plan, plan *projection.Plan, op
 			return fmt.Errorf("estimating the width of events: %w", err)
 		}
 		p.Bytes = int64((width + 300) * float64(p.Events)) // a record's headers take about 300 bytes
+	}
+	now, err := r.room(ctx)
+	if err != nil {
+		return err
+	}
+	if err := now.check(sessions(partitions, options), partitions); err != nil {
+		p.Warnings = append(p.Warnings, err.Error())
 	}
 	rate := float64(assumedRate)
 	if last, err := r.Latest(ctx, p.Projection); err == nil && last.State == Done && last.Progress.Rate > 1000 {

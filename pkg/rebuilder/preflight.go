@@ -79,6 +79,9 @@ func (j *job) preflight(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if err := j.checkRoom(ctx, len(parts)); err != nil {
+		return err
+	}
 	return j.advance(ctx, StepLoad, func(tx pgx.Tx) error {
 		var sources []readmodel.Source
 		for _, c := range j.categories {

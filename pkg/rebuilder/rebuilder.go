@@ -104,6 +104,8 @@ type Options struct {
 	Keep Duration `json:"keep"`
 	// Fresh builds a version even where new fields or indexes could be made in place.
 	Fresh bool `json:"fresh,omitempty"`
+	// Back builds a definition that the projection has left.
+	Back bool `json:"back,omitempty"`
 	// Force promotes in spite of a failed verification, for the reason given.
 	Force string `json:"force,omitempty"`
 }

@@ -8,8 +8,6 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
-
-	"github.com/refoldhq/refold/pkg/postgres"
 )
 
 // Step is a step of a rebuild.
@@ -164,17 +162,27 @@ func (e *Busy) Error() string {
 }
 
 // Request asks for a rebuild, which a process with [Rebuilder.Serve], or the next
-// [Rebuilder.Run] of the projection, takes up. The error is a *[Busy] while one
-// is not at its end.
+// [Rebuilder.Run] of the projection, takes up if it has the same definition. The
+// error is a *[Busy] while one is not at its end, and a *[Left] when the projection
+// has left the definition.
 func (r *Rebuilder) Request(ctx context.Context, name string, options Options) (id int64, err error) {
 	if options, err = options.withDefaults(); err != nil {
 		return 0, err
 	}
-	if _, err := r.compile(name); err != nil {
+	plan, err := r.compile(name)
+	if err != nil {
 		return 0, err
 	}
-	err = r.pool.QueryRow(ctx, `insert into refold.rebuild (projection, options) values ($1, $2) returning id`, name, mustJSON(options)).Scan(&id)
-	if postgres.IsCode(err, "23505") {
+	if err := r.checkLineage(ctx, plan, options); err != nil {
+		return 0, err
+	}
+	// A request by another definition that nobody has taken up gives way: whoever
+	// asked for it may be gone.
+	err = r.pool.QueryRow(ctx, `insert into refold.rebuild as r (projection, options, definition, plan) values ($1, $2, $3, $4)
+		on conflict (projection) where state not in ('done', 'cancelled') do update set options = excluded.options, definition = excluded.definition, plan = excluded.plan,
+			error = null, requested = clock_timestamp(), updated = clock_timestamp() where r.state = 'requested' and r.started is null and r.plan is distinct from excluded.plan
+		returning id`, name, mustJSON(options), plan.Source(), plan.Hash()).Scan(&id)
+	if errors.Is(err, pgx.ErrNoRows) {
 		busy := &Busy{Projection: name}
 		if now, err := r.Latest(ctx, name); err == nil {
 			busy.Rebuild, busy.Owner = now.ID, now.Owner
@@ -190,8 +198,9 @@ func (r *Rebuilder) Request(ctx context.Context, name string, options Options) (
 	return id, nil
 }
 
-// RequestIfDue asks for a rebuild where the deployed definition needs one. A
-// failure is logged: whoever asks goes on without.
+// RequestIfDue asks for a rebuild where the deployed definition needs one, unless
+// the projection has left it: nobody asked to go back. A failure is logged: whoever
+// asks goes on without.
 func (r *Rebuilder) RequestIfDue(ctx context.Context, name string) {
 	list, err := r.Projections(ctx, name)
 	if err != nil {
@@ -205,7 +214,10 @@ func (r *Rebuilder) RequestIfDue(ctx context.Context, name string) {
 			}
 			id, err := r.Request(ctx, name, Options{})
 			var busy *Busy
-			if err != nil && !errors.As(err, &busy) {
+			var left *Left
+			if errors.As(err, &left) {
+				r.deps.Logger.Warn("the deployed definition was left, and no rebuild is asked for", "projection", name, "version", v.Version, "next", "rebuild run "+name+" --back")
+			} else if err != nil && !errors.As(err, &busy) {
 				r.deps.Logger.Warn("asking for a rebuild that is due", "projection", name, "err", err)
 			} else if err == nil {
 				r.deps.Logger.Info("a rebuild is due and asked for", "projection", name, "version", v.Version, "rebuild", id)

@@ -124,7 +124,7 @@ func (j *job) begin(ctx context.Context, kind Kind, options Options) error {
 			open = Rebuild{Projection: j.name, Step: StepPreflight, Options: options}
 			err = tx.QueryRow(ctx, `insert into refold.rebuild (projection, options) values ($1, $2) returning id`, j.name, mustJSON(options)).Scan(&open.ID)
 		case err == nil && open.plan != "" && open.plan != j.plan.Hash():
-			return &Busy{Projection: j.name, Rebuild: open.ID, Why: "it builds another definition than the deployed one; finish it with the former, or `rebuild cancel " + j.name + "` first"}
+			return anotherPlan(open)
 		case err == nil && open.State == Requested:
 			options = open.Options // what was asked for
 		}
@@ -166,7 +166,7 @@ func (j *job) reload(ctx context.Context) error {
 		return err
 	}
 	if j.rebuild.Kind == Fields { // the rows are to become what this plan makes
-		j.version.Definition, j.version.PlanHash = j.plan.Source(), j.plan.Hash()
+		j.version.Definition, j.version.PlanHash, j.version.Completing = j.plan.Source(), j.plan.Hash(), false
 	}
 	return j.readParts(ctx)
 }

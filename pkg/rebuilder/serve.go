@@ -58,6 +58,10 @@ func (r *Rebuilder) Serve(ctx context.Context) error {
 }
 
 func (r *Rebuilder) serveOne(ctx context.Context, one Rebuild) {
+	if plan, err := r.compile(one.Projection); err == nil && one.State == Requested && one.plan != "" && one.plan != plan.Hash() {
+		r.noteWhy(ctx, one, anotherPlan(one)) // without the lease, which another process may want
+		return
+	}
 	done, err := r.run(ctx, one.Projection, one.Options, nil, one.ID)
 	var busy *Busy
 	switch {
@@ -74,7 +78,7 @@ func (r *Rebuilder) serveOne(ctx context.Context, one Rebuild) {
 // noteWhy says, in the log and in the rebuild's status, why this process cannot
 // take a rebuild up. It goes on looking: another definition may be deployed.
 func (r *Rebuilder) noteWhy(ctx context.Context, one Rebuild, busy *Busy) {
-	tag, err := r.pool.Exec(ctx, `update refold.rebuild set error = $2, updated = clock_timestamp() where id = $1 and error is distinct from $2`, one.ID, busy.Error())
+	tag, err := r.pool.Exec(ctx, `update refold.rebuild set error = $2, updated = clock_timestamp() where id = $1 and state = $3 and error is distinct from $2`, one.ID, busy.Error(), one.State)
 	if err != nil || tag.RowsAffected() > 0 {
 		r.deps.Logger.Warn("a rebuild cannot be taken up", "projection", one.Projection, "rebuild", one.ID, "err", errors.Join(busy, err))
 	}

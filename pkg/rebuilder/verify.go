@@ -159,6 +159,8 @@ func (s *snapshot) definition(context.Context) (Check, error) {
 		c.OK, c.Detail = false, "no definition of this name is deployed"
 	case err != nil:
 		return c, err
+	case s.version.Completing:
+		c.Detail = "the version was built by the definition that queries go by; fields of another one are being filled"
 	case deployed.Hash() != s.version.PlanHash:
 		c.OK, c.Detail = false, fmt.Sprintf("the version was built by another definition (plan %s) than the deployed one (plan %s): a rebuild is due", s.version.PlanHash, deployed.Hash())
 	}

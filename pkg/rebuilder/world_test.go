@@ -271,6 +271,11 @@ func (w *world) rows(name string, version int) map[string]string {
 	return list
 }
 
+// leaf is the table of the version that serves.
+func (w *world) leaf(name string) string {
+	return fmt.Sprintf("refold.rows_%s_v%d", name, w.active(name))
+}
+
 func (w *world) active(name string) int {
 	w.t.Helper()
 	v, err := readmodel.NewCatalogue(w.pool).Active(w.ctx, name)
