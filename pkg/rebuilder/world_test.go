@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"slices"
@@ -83,20 +84,27 @@ func setup(t testing.TB, definitions ...string) *world {
 // setupOn makes a world on a database and brokers of the test's own.
 func setupOn(t testing.TB, pool *pgxpool.Pool, brokers []string, definitions ...string) *world {
 	t.Helper()
+	w := setupWith(t, pool, brokers, schemas.FS, "User", 16)
+	w.define(definitions...)
+	return w
+}
+
+// setupWith makes a world with the contracts of one category.
+func setupWith(t testing.TB, pool *pgxpool.Pool, brokers []string, contracts fs.FS, name string, slots int) *world {
+	t.Helper()
 	w := &world{t: t, ctx: t.Context(), pool: pool, brokers: brokers, ids: make(map[string]int), seqs: make(map[int]int64),
 		last: make(map[int]event.ID), versions: make(map[string]int64), now: 1_700_000_000_000_000}
-	w.exec(`with c as (insert into refold.category (name, slots, partitions, topic) values ('User', 16, 4, $1) returning id)
-		insert into refold.slot (category, slot) select id, generate_series(0, 15) from c`, w.topic())
+	w.exec(`with c as (insert into refold.category (name, slots, partitions, topic) values ($1, $2, 4, $3) returning id)
+		insert into refold.slot (category, slot) select id, generate_series(0, $2 - 1) from c`, name, slots, w.topic())
 	var err error
-	w.contracts, err = avro.LoadContracts(schemas.FS)
+	w.contracts, err = avro.LoadContracts(contracts)
 	require.NoError(t, err)
 	w.registry = registry.New(w.pool)
-	category, _ := w.contracts.Category("User")
+	category, _ := w.contracts.Category(name)
 	for _, typ := range category.Types {
 		w.ids[typ.Name], err = w.registry.Register(w.ctx, w.topic()+"-"+typ.Name, typ.Newest())
 		require.NoError(t, err)
 	}
-	w.define(definitions...)
 	w.client, err = kgo.NewClient(kgo.SeedBrokers(w.brokers...), kgo.RecordPartitioner(kgo.ManualPartitioner()))
 	require.NoError(t, err)
 	t.Cleanup(w.client.Close)
@@ -167,8 +175,8 @@ func (w *world) insert(events ...*event.Event) {
 	w.t.Helper()
 	batch := &pgx.Batch{}
 	for _, e := range events {
-		batch.Queue(`insert into refold.event (category, slot, seq, version, id, time, recorded, stream, type, value)
-			select id, $1, $2, $3, $4, $5, $6, $7, $8, $9 from refold.category`, e.Slot, e.Seq, e.Version, [16]byte(e.ID), e.Time.Std(), e.Recorded.Std(), e.Stream, e.Type, e.Value)
+		batch.Queue(`insert into refold.event (category, slot, seq, version, id, time, recorded, stream, type, value, actor)
+			select id, $1, $2, $3, $4, $5, $6, $7, $8, $9, nullif($10, '') from refold.category`, e.Slot, e.Seq, e.Version, [16]byte(e.ID), e.Time.Std(), e.Recorded.Std(), e.Stream, e.Type, e.Value, e.Metadata.Actor)
 	}
 	require.NoError(w.t, w.pool.SendBatch(w.ctx, batch).Close())
 }
