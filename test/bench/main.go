@@ -57,6 +57,8 @@ var sections = []section{
 	{"relay", "Relay", benchRelay},
 	{"apply", "Applying", benchApply},
 	{"rebuild", "Rebuild", benchRebuild},
+	{"beside", "Rebuild beside live traffic", benchBeside},
+	{"memory", "Memory of rebuilds", benchMemory},
 	{"visible", "From append to row", benchVisible},
 	{"query", "Queries", benchQuery},
 	{"growth", "Growth", benchGrowth},

@@ -1,0 +1,69 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/twmb/franz-go/pkg/kadm"
+)
+
+// benchMemory measures whether a rebuild's memory stays within its budget and flat
+// as the log grows, ten events to a row.
+func benchMemory(ctx context.Context, b *bench) error {
+	schemas, err := contracts(ownedYAML)
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(schemas)
+	var first int64
+	for _, n := range []int{1_000_000, 5_000_000, 20_000_000} {
+		peak, err := b.rebuildMemory(ctx, schemas, b.events(n))
+		if err != nil {
+			return err
+		}
+		if first == 0 {
+			first = peak
+		}
+		b.report.line(fmt.Sprintf("peak memory of a rebuild of %d events into %d rows", b.events(n), b.events(n)/10), fmt.Sprintf("%d MiB", peak>>20), "<= 512 MiB, flat",
+			fmt.Sprintf("the smallest: %d MiB", first>>20), float64(peak)/float64(first))
+	}
+	return nil
+}
+
+// rebuildMemory rebuilds a history of its own, which it leaves no trace of.
+func (b *bench) rebuildMemory(ctx context.Context, schemas string, events int) (peak int64, err error) {
+	name := fmt.Sprintf("bench_memory_%d", events)
+	p, err := b.platform(ctx, name)
+	if err != nil {
+		return 0, err
+	}
+	p.schemas = schemas
+	if err := p.start(ctx, "writer"); err != nil {
+		return 0, err
+	}
+	p.close()
+	if err := (&rebuildHistory{events: events, perStream: 10}).write(ctx, b, p); err != nil {
+		return 0, fmt.Errorf("writing the history: %w", err)
+	}
+	_, u, err := p.rebuild(ctx, "bench_users")
+	if err != nil {
+		return 0, err
+	}
+	conn, err := pgx.Connect(ctx, b.postgres.URL("postgres"))
+	if err != nil {
+		return 0, err
+	}
+	defer conn.Close(ctx)
+	if _, err := conn.Exec(ctx, "drop database "+name+" with (force)"); err != nil {
+		return 0, err
+	}
+	c, err := b.client()
+	if err != nil {
+		return 0, err
+	}
+	defer c.Close()
+	_, err = kadm.NewClient(c).DeleteTopic(ctx, p.prefix+".user")
+	return u.hwm, err
+}
