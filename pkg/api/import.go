@@ -215,7 +215,7 @@ func waitAll(ctx context.Context, list []*eventstore.Pending) error {
 
 // answer writes an answer for each line, in order, and the last line.
 func (i *importing) answer(ctx context.Context, out *bufio.Writer) error {
-	written := make(map[slotName]int64)
+	written := make(map[slotName]event.Mark)
 	n := 0
 	var buf []byte
 	for {
@@ -238,10 +238,10 @@ func (i *importing) answer(ctx context.Context, out *bufio.Writer) error {
 
 // lastLine counts the lines and has one token for all. Where the body broke off
 // it says why.
-func (i *importing) lastLine(buf []byte, n int, written map[slotName]int64) []byte {
+func (i *importing) lastLine(buf []byte, n int, written map[slotName]event.Mark) []byte {
 	marks := make([]event.Mark, 0, len(written))
-	for name, seq := range written {
-		marks = append(marks, event.Mark{Position: event.Position{Category: name.category, Slot: name.slot, Seq: seq}, Written: true})
+	for _, m := range written {
+		marks = append(marks, m)
 	}
 	buf = append(buf, `{"lines":`...)
 	buf = strconv.AppendInt(buf, int64(n), 10)
@@ -278,7 +278,7 @@ func (i *importing) flush(out *bufio.Writer) error {
 	return i.control.Flush()
 }
 
-func (i *importing) answerLine(ctx context.Context, buf []byte, n int, line importLine, written map[slotName]int64, out *bufio.Writer) []byte {
+func (i *importing) answerLine(ctx context.Context, buf []byte, n int, line importLine, written map[slotName]event.Mark, out *bufio.Writer) []byte {
 	result, err := (*eventstore.Result)(nil), line.err
 	if err == nil {
 		select {
@@ -304,9 +304,11 @@ func (i *importing) answerLine(ctx context.Context, buf []byte, n int, line impo
 		status = `,"status":200,`
 	}
 	for j := range result.Appends {
-		last := &result.Appends[j].Events[len(result.Appends[j].Events)-1].Position
-		name := slotName{last.Category, last.Slot}
-		written[name] = max(written[name], last.Seq)
+		for _, last := range result.Appends[j].Token() {
+			if name := (slotName{last.Category, last.Slot}); written[name].Seq < last.Seq {
+				written[name] = last
+			}
+		}
 	}
 	return append(appendResult(append(buf, status...), result), '}', '\n')
 }

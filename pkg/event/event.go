@@ -66,6 +66,10 @@ type ID [16]byte
 // String returns the canonical form with hyphens, in lower case.
 func (id ID) String() string { return uuid.UUID(id).String() }
 
+// Sum returns the last four bytes, which tell an event from another one that came
+// to stand in its place. It is 0 for no event.
+func (id ID) Sum() uint32 { return binary.BigEndian.Uint32(id[12:]) }
+
 // Append appends id's String to dst.
 func (id ID) Append(dst []byte) []byte {
 	var text [36]byte

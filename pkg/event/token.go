@@ -18,21 +18,32 @@ type Mark struct {
 	// its stream is parked, is stale too. Marks of answers only say how far
 	// the reader had come.
 	Written bool
+	// Event is the [ID.Sum] of the event at the position, 0 when it is not known:
+	// after a failover that has lost the tail of the log another event may stand
+	// there.
+	Event uint32
+	// Branch stands for the history, a run of a server, in which an answer was
+	// read, 0 for none: in the same one its event is there still.
+	Branch uint32
 }
 
 // Token is a set of marks: what a client asks the next answer to contain. It is
-// sorted by category and slot, with at most one written mark and one other mark
-// for each. The zero value asks for nothing.
+// sorted by category, branch and slot, with at most one mark of answers for each.
+// The zero value asks for nothing.
 type Token []Mark
 
-// NewToken returns the token of the given marks: of several marks of one slot
-// and kind the last in seq stays.
+// NewToken returns the token of the given marks. Of several marks of answers of one
+// slot and branch the last in seq stays; of written ones all stay that are of
+// different events, as each may be parked or lost.
 func NewToken(marks ...Mark) Token {
 	t := slices.Clone(Token(marks))
 	slices.SortFunc(t, func(a, b Mark) int {
-		return cmp.Or(strings.Compare(a.Category, b.Category), cmp.Compare(a.Slot, b.Slot), written(b)-written(a), cmp.Compare(b.Seq, a.Seq))
+		return cmp.Or(strings.Compare(a.Category, b.Category), cmp.Compare(a.Branch, b.Branch), cmp.Compare(a.Slot, b.Slot), written(b)-written(a),
+			cmp.Compare(b.Seq, a.Seq), cmp.Compare(b.Event, a.Event))
 	})
-	return slices.CompactFunc(t, func(a, b Mark) bool { return a.Category == b.Category && a.Slot == b.Slot && a.Written == b.Written })
+	return slices.CompactFunc(t, func(a, b Mark) bool {
+		return a.Category == b.Category && a.Branch == b.Branch && a.Slot == b.Slot && a.Written == b.Written && (!a.Written || a.Event == b.Event)
+	})
 }
 
 func written(m Mark) int {
@@ -47,28 +58,31 @@ func Merge(tokens ...Token) Token { return NewToken(slices.Concat(tokens...)...)
 
 // tokenFormat is the first byte of a token: the layout below. Another layout
 // gets another number, and old ones stay readable.
-const tokenFormat = 1
+const tokenFormat = 2
 
 // ErrMalformedToken is returned by [ParseToken].
 var ErrMalformedToken = errors.New("malformed token: use it as it was given")
 
-// String returns the opaque form: base64url of the format, then for each
-// category its name, the number of marks, and the marks as varints (slot and
-// whether written; seq), then a checksum that tells a damaged token from a real
-// one. It is not signed: a client can only ask for what it invents, and waits.
+// String returns the opaque form: base64url of the format, then for each category
+// and branch its name, the branch, the number of marks, and the marks (slot and
+// whether written, and seq, as varints; event), then a checksum that tells a
+// damaged token from a real one. It is not signed: a client can only ask for what
+// it invents, and waits.
 func (t Token) String() string {
 	b := []byte{tokenFormat}
 	for i := 0; i < len(t); {
 		n := i
-		for n < len(t) && t[n].Category == t[i].Category {
+		for n < len(t) && t[n].Category == t[i].Category && t[n].Branch == t[i].Branch {
 			n++
 		}
 		b = binary.AppendUvarint(b, uint64(len(t[i].Category)))
 		b = append(b, t[i].Category...)
+		b = binary.BigEndian.AppendUint32(b, t[i].Branch)
 		b = binary.AppendUvarint(b, uint64(n-i))
 		for ; i < n; i++ {
 			b = binary.AppendUvarint(b, uint64(t[i].Slot)<<1|uint64(written(t[i])))
 			b = binary.AppendUvarint(b, uint64(t[i].Seq))
+			b = binary.BigEndian.AppendUint32(b, t[i].Event)
 		}
 	}
 	b = binary.BigEndian.AppendUint32(b, crc32.ChecksumIEEE(b))
@@ -90,7 +104,7 @@ func ParseToken(s string) (Token, error) {
 	for len(r.rest) > 0 && !r.bad {
 		t = r.category(t)
 	}
-	if r.bad || t.String() != s {
+	if r.bad || NewToken(t...).String() != s { // what is not in order was not given by us
 		return nil, ErrMalformedToken
 	}
 	return t, nil
@@ -130,15 +144,29 @@ func (r *tokenReader) category(t Token) Token {
 		r.bad = true
 		return t
 	}
-	count := r.uvarint(2 * MaxSlots)
+	branch := r.uint32()
+	count := r.uvarint(maxMarks)
 	for range count {
-		slot, seq := r.uvarint(2*MaxSlots-1), r.uvarint(1<<62)
+		slot, seq, event := r.uvarint(2*MaxSlots-1), r.uvarint(1<<62), r.uint32()
 		if r.bad {
 			return t
 		}
-		t = append(t, Mark{Position{name, int(slot >> 1), int64(seq)}, slot&1 == 1})
+		t = append(t, Mark{Position{name, int(slot >> 1), int64(seq)}, slot&1 == 1, event, branch})
 	}
 	return t
+}
+
+// maxMarks bounds the marks of a category and branch: a header holds fewer.
+const maxMarks = 1 << 20
+
+func (r *tokenReader) uint32() uint32 {
+	if r.bad || len(r.rest) < 4 {
+		r.bad = true
+		return 0
+	}
+	v := binary.BigEndian.Uint32(r.rest)
+	r.rest = r.rest[4:]
+	return v
 }
 
 func (r *tokenReader) uvarint(limit uint64) uint64 {

@@ -15,8 +15,10 @@ func mark(category string, slot int, seq int64, written bool) event.Mark {
 
 func marks() *rapid.Generator[[]event.Mark] {
 	one := rapid.Custom(func(t *rapid.T) event.Mark {
-		return mark(rapid.StringMatching(`[A-Z][A-Za-z0-9]{0,6}`).Draw(t, "category"), rapid.IntRange(0, event.MaxSlots-1).Draw(t, "slot"),
+		m := mark(rapid.StringMatching(`[A-Z][A-Za-z0-9]{0,6}`).Draw(t, "category"), rapid.IntRange(0, event.MaxSlots-1).Draw(t, "slot"),
 			rapid.Int64Range(0, 1<<62).Draw(t, "seq"), rapid.Bool().Draw(t, "written"))
+		m.Event, m.Branch = rapid.Uint32Max(2).Draw(t, "event"), rapid.Uint32Max(2).Draw(t, "branch")
+		return m
 	})
 	return rapid.SliceOfN(one, 0, 40)
 }
@@ -47,7 +49,7 @@ func TestMergedTokenAsksForAllOfBoth(t *testing.T) {
 
 func covers(token event.Token, m event.Mark) bool {
 	for _, x := range token {
-		if x.Category == m.Category && x.Slot == m.Slot && x.Written == m.Written && x.Seq >= m.Seq {
+		if x.Category == m.Category && x.Slot == m.Slot && x.Branch == m.Branch && x.Written == m.Written && (x.Seq > m.Seq && !m.Written || x.Seq >= m.Seq && x.Event == m.Event) {
 			return true
 		}
 	}

@@ -151,7 +151,8 @@ func (r *Result) Token() event.Token {
 func (a *AppendResult) Token() event.Token { return event.Token{a.mark()} }
 
 func (a *AppendResult) mark() event.Mark {
-	return event.Mark{Position: a.Events[len(a.Events)-1].Position, Written: true}
+	last := &a.Events[len(a.Events)-1]
+	return event.Mark{Position: last.Position, Written: true, Event: last.ID.Sum()}
 }
 
 // VersionConflict says that a stream had another version than was expected.

@@ -160,6 +160,8 @@ func toProblem(err error) *problem.Problem {
 		return problem.New(http.StatusServiceUnavailable, "not-caught-up", "The rows do not contain the token yet", "wait and ask again")
 	case errors.Is(err, readmodel.ErrParked):
 		return problem.New(http.StatusServiceUnavailable, "not-caught-up", "The rows do not contain the token", "an event of the token waits in a parked stream")
+	case errors.Is(err, readmodel.ErrLost):
+		return problem.New(http.StatusServiceUnavailable, "not-caught-up", "The rows do not contain the token", "a failover of the database has lost an event of the token: append it again, and go on without the token")
 	case errors.Is(err, readmodel.ErrBusy):
 		return problem.New(http.StatusServiceUnavailable, "busy", "Too many exports are under way", err.Error())
 	case errors.Is(err, readmodel.ErrTooExpensive):

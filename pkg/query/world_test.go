@@ -87,7 +87,12 @@ type world struct {
 // newWorld returns one in which there are schemas only.
 func newWorld(t testing.TB) *world {
 	t.Helper()
-	w := &world{t: t, pool: devstack.MigratedDatabase(t), seqs: map[int]int64{}, offsets: map[int]int64{}, encode: map[string]func(string) ([]byte, error){}}
+	return newWorldIn(t, devstack.MigratedDatabase(t))
+}
+
+func newWorldIn(t testing.TB, pool *pgxpool.Pool) *world {
+	t.Helper()
+	w := &world{t: t, pool: pool, seqs: map[int]int64{}, offsets: map[int]int64{}, encode: map[string]func(string) ([]byte, error){}}
 	var err error
 	w.contracts, err = avro.LoadContracts(contracts)
 	require.NoError(t, err)
@@ -196,13 +201,15 @@ func (w *world) commit(version int, key, typ, body string, change func(pgx.Tx) e
 	partition := slot % partitions
 	w.seqs[slot]++
 	w.offsets[partition]++
+	id := event.NewID()
 	require.NoError(w.t, pgx.BeginFunc(ctx, w.pool, func(tx pgx.Tx) error {
-		_, err := tx.Exec(ctx, `update refold.progress set seqs[array_position(slots, $1::smallint)] = $2, next_offset = $3 where version = $4 and partition = $5`, slot, w.seqs[slot], w.offsets[partition], version, partition)
+		_, err := tx.Exec(ctx, `update refold.progress set seqs[array_position(slots, $1::smallint)] = $2, next_offset = $3, last_ids[array_position(slots, $1::smallint)] = $6 where version = $4 and partition = $5`,
+			slot, w.seqs[slot], w.offsets[partition], version, partition, [16]byte(id))
 		value, encodeErr := w.encode[typ](body)
 		require.NoError(w.t, encodeErr)
 		if err == nil {
 			_, err = tx.Exec(ctx, `insert into refold.event (category, slot, seq, version, id, time, recorded, stream, type, value)
-				select id, $1, $2, $2, gen_random_uuid(), now(), clock_timestamp(), $3, $4, $5 from refold.category on conflict do nothing`, slot, w.seqs[slot], key, typ, value)
+				select id, $1, $2, $2, $6, now(), clock_timestamp(), $3, $4, $5 from refold.category on conflict do nothing`, slot, w.seqs[slot], key, typ, value, [16]byte(id))
 		}
 		if err == nil && change != nil {
 			err = change(tx)
@@ -212,7 +219,7 @@ func (w *world) commit(version int, key, typ, body string, change func(pgx.Tx) e
 	if announce {
 		w.announce(version, partition, w.offsets[partition]-1, w.offsets[partition], key)
 	}
-	return event.NewToken(event.Mark{Position: event.Position{Category: "Item", Slot: slot, Seq: w.seqs[slot]}, Written: true})
+	return event.NewToken(event.Mark{Position: event.Position{Category: "Item", Slot: slot, Seq: w.seqs[slot]}, Written: true, Event: id.Sum()})
 }
 
 func (w *world) announce(version, partition int, from, to int64, key string) {

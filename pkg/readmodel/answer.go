@@ -38,7 +38,7 @@ func (a Answer) Token() event.Token {
 	}
 	for _, m := range a.asked {
 		if m.Category == mark.Category && m.Slot != mark.Slot {
-			m.Written = false
+			m.Written, m.Branch = false, a.progress.branch // where it was found
 			marks = append(marks, m)
 		}
 	}
@@ -203,7 +203,7 @@ func (r *Reader) judge(m *Model, of *snapshot, pinned bool, from Answer, fresh F
 		return errNotActive
 	}
 	if len(fresh.Token) > 0 {
-		if err := of.judge(fresh.Token); err != nil {
+		if err := of.judge(fresh.Token, m.Version.Leaf, r.watcher.validity); err != nil {
 			return err
 		}
 	}

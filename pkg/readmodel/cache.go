@@ -81,20 +81,17 @@ func (c *cache) look(m *Model, k cacheKey, token event.Token) *entry {
 	if !ok || !c.holds(m, e) {
 		return nil
 	}
-	// Whether an event was parked is known of a snapshot in which none was.
-	if len(token) > 0 && (!e.of.progress.Covers(token) || !e.of.clean && hasWritten(token)) {
+	if !e.of.progress.Covers(token) {
 		return nil
 	}
-	return e
-}
-
-func hasWritten(token event.Token) bool {
 	for i := range token {
-		if token[i].Written {
-			return true
+		mark := &token[i]
+		// Whether an event was parked is known of a snapshot in which none was.
+		if mark.Written && !e.of.clean || !c.validity.known(k.leaf, e.of, mark) {
+			return nil
 		}
 	}
-	return false
+	return e
 }
 
 // keep stores an answer, unless it is invalid already or older than what is kept.
@@ -112,5 +109,6 @@ func (c *cache) keep(m *Model, k cacheKey, e *entry) {
 
 // holds tells whether an answer may still be given.
 func (c *cache) holds(m *Model, e *entry) bool {
-	return c.validity.reliable(time.Now()) && c.validity.rows(m.stamps, e.of.begun, e.keys...)
+	branch := c.validity.branch.Load() // another one's invalidations are not heard
+	return branch != 0 && branch == e.of.progress.branch && c.validity.reliable(time.Now()) && c.validity.rows(m.stamps, e.of.begun, e.keys...)
 }

@@ -77,9 +77,10 @@ func (p *Progress) distance(to *Progress) (events int64, err error) {
 
 // clone returns a copy that may be changed until it is shared.
 func (p *Progress) clone() *Progress {
-	q := &Progress{categories: slices.Clone(p.categories)}
+	q := &Progress{categories: slices.Clone(p.categories), branch: p.branch}
 	for i := range q.categories {
-		q.categories[i].seqs = slices.Clone(q.categories[i].seqs)
+		c := &q.categories[i]
+		c.seqs, c.events = slices.Clone(c.seqs), slices.Clone(c.events)
 	}
 	return q
 }
@@ -106,7 +107,7 @@ func (d *deriver) step(ctx context.Context, m *Model, from standing, to *Progres
 	var keys []string
 	seen := map[string]bool{}
 	for left, i := maxStep, 0; i < len(to.categories) && left > 0; i++ {
-		events, err := d.events(ctx, to.categories[i], reached.progress.categories[i].seqs, left)
+		events, err := d.events(ctx, to.categories[i], &reached.progress.categories[i], left)
 		if err != nil {
 			return nil, from, err
 		}
@@ -131,12 +132,12 @@ func (d *deriver) step(ctx context.Context, m *Model, from standing, to *Progres
 	return changes, reached, err
 }
 
-// events returns the next events of a category and moves seqs behind them.
-func (d *deriver) events(ctx context.Context, to categoryProgress, seqs []int64, limit int) ([]event.Event, error) {
+// events returns the next events of a category and moves at behind them.
+func (d *deriver) events(ctx context.Context, to categoryProgress, at *categoryProgress, limit int) ([]event.Event, error) {
 	var ranges []eventstore.SlotRange
 	for slot, seq := range to.seqs {
-		if seqs[slot] < seq {
-			ranges = append(ranges, eventstore.SlotRange{Slot: slot, After: seqs[slot], To: seq})
+		if at.seqs[slot] < seq {
+			ranges = append(ranges, eventstore.SlotRange{Slot: slot, After: at.seqs[slot], To: seq})
 		}
 	}
 	if len(ranges) == 0 {
@@ -151,14 +152,14 @@ func (d *deriver) events(ctx context.Context, to categoryProgress, seqs []int64,
 		return nil, err
 	}
 	for _, e := range events {
-		if e.Seq != seqs[e.Slot]+1 {
+		if e.Seq != at.seqs[e.Slot]+1 {
 			return nil, ErrChangesTooOld // archived
 		}
-		seqs[e.Slot] = e.Seq
+		at.seqs[e.Slot], at.events[e.Slot] = e.Seq, e.ID.Sum()
 	}
 	if len(events) < limit {
 		for _, r := range ranges {
-			if seqs[r.Slot] != r.To {
+			if at.seqs[r.Slot] != r.To {
 				return nil, ErrChangesTooOld
 			}
 		}

@@ -86,7 +86,7 @@ func (x *Explainer) Explain(ctx context.Context, name, key string, fresh Fresh) 
 	var model *Model
 	var stored []byte
 	from, err = x.reader.answer(ctx, x.reader.current(name), fresh, func(m *Model, _ bool) (*snapshot, error) {
-		rows, of, err := m.getter.read(ctx, []string{key}, written(fresh.Token))
+		rows, of, err := m.getter.read(ctx, []string{key}, x.reader.watcher.validity.doubtful(fresh.Token))
 		model, stored = m, rows[key]
 		return of, err
 	})
@@ -192,7 +192,7 @@ func concerningShared(ctx context.Context, f *rowFold, d *deriver, to *Progress)
 	read := 0
 	for i := range to.categories {
 		for {
-			events, err := d.events(ctx, to.categories[i], at.categories[i].seqs, maxStep)
+			events, err := d.events(ctx, to.categories[i], &at.categories[i], maxStep)
 			if err != nil {
 				return nil, err
 			}

@@ -32,7 +32,7 @@ func (r *Reader) Export(ctx context.Context, name string, where Condition, fresh
 	defer cancel()
 	// Waiting for what the client wants is done without a transaction. What one
 	// snapshot has contained, every later one contains.
-	marks := written(fresh.Token)
+	marks := r.watcher.validity.doubtful(fresh.Token)
 	if _, err := r.answer(ctx, r.current(name), fresh, func(m *Model, _ bool) (*snapshot, error) {
 		_, of, err := m.getter.read(ctx, nil, marks)
 		return of, err
@@ -64,7 +64,7 @@ func (r *Reader) export(ctx context.Context, tx pgx.Tx, m *Model, where Conditio
 	}
 	of := r.watcher.validity.begin()
 	trip := &pgx.Batch{}
-	of.queue(trip, m.Version, written(fresh.Token))
+	of.queue(trip, m.Version, r.watcher.validity.doubtful(fresh.Token))
 	if err := tx.SendBatch(ctx, trip).Close(); err != nil {
 		return err
 	}

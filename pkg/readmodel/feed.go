@@ -286,7 +286,7 @@ func (f *feed) current() bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	p := w.positions[f.model.id]
-	return p != nil && f.at.progress.Covers(p.progress.Token())
+	return p != nil && f.at.progress.branch == w.validity.branch.Load() && f.at.progress.Covers(p.progress.Token())
 }
 
 // follow brings all subscribers up to the present.
@@ -296,10 +296,11 @@ func (f *feed) follow(ctx context.Context) error {
 		return err
 	}
 	f.model = m
-	if !f.at.isOf(m.Version) {
+	to := now.progress
+	if !f.at.isOf(m.Version, to.branch) {
+		f.at = f.at.movedTo(m.Version, to.branch)
 		f.flip()
 	}
-	to := now.progress
 	if _, err := f.at.progress.distance(to); err != nil {
 		f.restart(to, err)
 	}
@@ -322,7 +323,6 @@ func (f *feed) follow(ctx context.Context) error {
 
 // flip tells that any row may differ from here on.
 func (f *feed) flip() {
-	f.at = standingAt(f.model.Version, f.at.requests, f.at.progress)
 	f.tell(flipped(f.model, f.at))
 }
 
@@ -400,7 +400,7 @@ func (f *feed) admit(ctx context.Context, j *joiner) {
 
 // bringUp tells a joiner what the others were told.
 func (f *feed) bringUp(ctx context.Context, j *joiner) error {
-	j.meet(f.model)
+	j.meet(f.model, f.at.progress.branch)
 	for !j.at.progress.reaches(f.at.progress) {
 		if err := j.step(ctx, f.deriver, f.model, f.at.progress); err != nil {
 			return err
@@ -418,10 +418,11 @@ func (f *feed) bringUp(ctx context.Context, j *joiner) error {
 	return nil
 }
 
-// meet tells a joiner that another version answers than where it stands, if so.
-func (j *joiner) meet(m *Model) {
-	if !j.at.isOf(m.Version) {
-		j.at = standingAt(m.Version, j.at.requests, j.at.progress)
+// meet tells a joiner that another version answers than where it stands, or that
+// the database has come back from a failover, if so.
+func (j *joiner) meet(m *Model, branch uint32) {
+	if !j.at.isOf(m.Version, branch) {
+		j.at = j.at.movedTo(m.Version, branch)
 		j.subscriber.tell(flipped(m, j.at))
 	}
 }
@@ -448,7 +449,7 @@ func (f *feed) enlist(s *Subscriber) {
 func (f *feed) catchUp(ctx context.Context, j *joiner, m *Model, to standing) {
 	s, d := j.subscriber, f.feeds.deriver()
 	err := d.prepare(ctx, f.feeds.pool)
-	j.meet(m)
+	j.meet(m, to.progress.branch)
 	for err == nil {
 		if events, _ := j.at.progress.distance(to.progress); events <= nearby {
 			err = f.feeds.join(f.name, j, to)

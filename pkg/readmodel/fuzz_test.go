@@ -81,7 +81,7 @@ func FuzzCursor(f *testing.F) {
 }
 
 func FuzzChangeID(f *testing.F) {
-	f.Add(standing{1, 5, 7, &Progress{categories: []categoryProgress{{"User", []int64{0, 5, 1 << 40}}}}}.id())
+	f.Add(standing{1, 5, 7, &Progress{branch: 9, categories: []categoryProgress{{"User", []int64{0, 5, 1 << 40}, make([]uint32, 3)}}}}.id())
 	f.Add("AQ")
 	f.Fuzz(func(t *testing.T, id string) {
 		s, err := parseStanding(id)

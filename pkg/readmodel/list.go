@@ -79,7 +79,7 @@ func (r *Reader) List(ctx context.Context, name string, q ListQuery, fresh Fresh
 		}
 		l.after = &at
 	}
-	marks := written(fresh.Token)
+	marks := r.watcher.validity.doubtful(fresh.Token)
 	var e *entry
 	pick := func(ctx context.Context) (*Model, bool, error) { return l.pick(ctx, name) }
 	from, err = r.answer(ctx, pick, fresh, func(m *Model, fromCache bool) (*snapshot, error) {

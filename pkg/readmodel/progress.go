@@ -13,22 +13,29 @@ import (
 // changes and is safe for concurrent use.
 type Progress struct {
 	categories []categoryProgress // sorted by name
+	branch     uint32             // of the log, see [branchOf]; 0 when it is not known
 	encoded    sync.Once
 	token      event.Token
 	text       string
 }
 
 type categoryProgress struct {
-	name string
-	seqs []int64 // by slot
+	name   string
+	seqs   []int64  // by slot
+	events []uint32 // the [event.ID.Sum] of each slot's last event, 0 where it is not known
+}
+
+// mark returns the mark of a slot.
+func (c *categoryProgress) mark(slot int, branch uint32) event.Mark {
+	return event.Mark{Position: event.Position{Category: c.name, Slot: slot, Seq: c.seqs[slot]}, Event: c.events[slot], Branch: branch}
 }
 
 // progressBuilder joins the progress rows of a version.
 type progressBuilder struct{ p Progress }
 
-// add takes in one row. Rows of several generations of a topic may name a slot:
-// the farthest counts.
-func (b *progressBuilder) add(category string, slots []int16, seqs []int64) {
+// add takes in one row, with or without the ids of the slots' last events. Rows of
+// several generations of a topic may name a slot: the farthest counts.
+func (b *progressBuilder) add(category string, slots []int16, seqs []int64, ids [][16]byte) {
 	i, found := slices.BinarySearchFunc(b.p.categories, category, func(c categoryProgress, name string) int { return strings.Compare(c.name, name) })
 	if !found {
 		b.p.categories = slices.Insert(b.p.categories, i, categoryProgress{name: category})
@@ -36,23 +43,35 @@ func (b *progressBuilder) add(category string, slots []int16, seqs []int64) {
 	c := &b.p.categories[i]
 	for k, slot := range slots {
 		for int(slot) >= len(c.seqs) {
-			c.seqs = append(c.seqs, 0)
+			c.seqs, c.events = append(c.seqs, 0), append(c.events, 0)
 		}
-		c.seqs[slot] = max(c.seqs[slot], seqs[k])
+		if c.seqs[slot] >= seqs[k] {
+			continue
+		}
+		c.seqs[slot], c.events[slot] = seqs[k], 0
+		if k < len(ids) {
+			c.events[slot] = event.ID(ids[k]).Sum()
+		}
 	}
 }
 
 // Seq returns the last seq of a slot, and whether its category feeds the version.
 func (p *Progress) Seq(category string, slot int) (seq int64, feeds bool) {
+	seq, _, feeds = p.last(category, slot)
+	return seq, feeds
+}
+
+// last is Seq with the sum of the event's id.
+func (p *Progress) last(category string, slot int) (seq int64, event uint32, feeds bool) {
 	for i := range p.categories {
 		if c := &p.categories[i]; c.name == category {
 			if slot >= 0 && slot < len(c.seqs) {
-				return c.seqs[slot], true
+				return c.seqs[slot], c.events[slot], true
 			}
-			return 0, true
+			return 0, 0, true
 		}
 	}
-	return 0, false
+	return 0, 0, false
 }
 
 // Token returns the token of all that was read at this progress.
@@ -69,10 +88,11 @@ func (p *Progress) TokenText() string {
 
 func (p *Progress) encode() {
 	p.encoded.Do(func() {
-		for _, c := range p.categories {
+		for i := range p.categories {
+			c := &p.categories[i]
 			for slot, seq := range c.seqs {
 				if seq > 0 {
-					p.token = append(p.token, event.Mark{Position: event.Position{Category: c.name, Slot: slot, Seq: seq}})
+					p.token = append(p.token, c.mark(slot, p.branch))
 				}
 			}
 		}
@@ -111,6 +131,5 @@ func (p *Progress) ofStream(key string) (event.Mark, bool) {
 		return event.Mark{}, false
 	}
 	c := &p.categories[0]
-	slot := event.SlotOf(key, len(c.seqs))
-	return event.Mark{Position: event.Position{Category: c.name, Slot: slot, Seq: c.seqs[slot]}}, true
+	return c.mark(event.SlotOf(key, len(c.seqs)), p.branch), true
 }

@@ -8,6 +8,7 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/refoldhq/refold/pkg/event"
@@ -68,8 +69,20 @@ func NewReader(ctx context.Context, cfg Config, from *pgxpool.Pool, plans *Plans
 	cfg = cfg.withDefaults()
 	sessions := from.Config()
 	p := sessions.ConnConfig.RuntimeParams
-	p["default_transaction_isolation"], p["default_transaction_read_only"] = "repeatable read", "on"
+	p["default_transaction_isolation"] = "repeatable read"
 	p["statement_timeout"] = fmt.Sprint(cfg.StatementTimeout.Milliseconds())
+	before := sessions.AfterConnect
+	sessions.AfterConnect = func(ctx context.Context, conn *pgx.Conn) error {
+		if before != nil {
+			if err := before(ctx, conn); err != nil {
+				return err
+			}
+		}
+		// Not with the parameters of the start: target_session_attrs=read-write, by
+		// which a primary is found among several hosts, would refuse the session.
+		_, err := conn.Exec(ctx, `set default_transaction_read_only = on`)
+		return err
+	}
 	pool, err := pgxpool.NewWithConfig(ctx, sessions)
 	if err != nil {
 		return nil, fmt.Errorf("opening the pool of queries: %w", err)
@@ -113,6 +126,9 @@ var (
 	ErrTooStale = errors.New("the rows are older than the client allows")
 	// ErrParked says that an event of the token waits in a parked stream.
 	ErrParked = errors.New("an event of the token waits in a parked stream")
+	// ErrLost says that a failover of the database has lost an event of the token,
+	// or that the rows come from what it has lost.
+	ErrLost = errors.New("a failover has lost an event of the token")
 	// ErrTooExpensive says that a query ran out of time.
 	ErrTooExpensive = errors.New("the query took too long")
 	// ErrBusy says that too much of its kind is under way; try again.
@@ -134,7 +150,7 @@ func (r *Reader) Get(ctx context.Context, name, key string, fresh Fresh) (row []
 	if !utf8.ValidString(key) || strings.IndexByte(key, 0) >= 0 {
 		return nil, from, ErrBadKey
 	}
-	marks := written(fresh.Token)
+	marks := r.watcher.validity.doubtful(fresh.Token)
 	var e *entry
 	from, err = r.answer(ctx, r.current(name), fresh, func(m *Model, fromCache bool) (*snapshot, error) {
 		k := cacheKey{leaf: m.Version.Leaf, query: key}

@@ -21,21 +21,37 @@ func standingAt(v Version, requests int64, p *Progress) standing {
 	return standing{version: v.Number, plan: crc32.ChecksumIEEE([]byte(v.PlanHash)), requests: requests, progress: p}
 }
 
-// isOf tells whether the rows that were told were made by a version's plan.
-func (s standing) isOf(v Version) bool {
-	return s.version == v.Number && s.plan == crc32.ChecksumIEEE([]byte(v.PlanHash))
+// isOf tells whether the rows that were told were made by a version's plan, from
+// the branch of the log that there is now.
+func (s standing) isOf(v Version, branch uint32) bool {
+	return s.version == v.Number && s.plan == crc32.ChecksumIEEE([]byte(v.PlanHash)) && s.progress.branch == branch
+}
+
+// movedTo returns the standing of a version's plan in a branch at the same seqs.
+// Which events stood at them in the former branch says nothing any more.
+func (s standing) movedTo(v Version, branch uint32) standing {
+	p := s.progress
+	if p.branch != branch {
+		p = p.clone()
+		p.branch = branch
+		for i := range p.categories {
+			clear(p.categories[i].events)
+		}
+	}
+	return standingAt(v, s.requests, p)
 }
 
 // ErrChangeID says that an id is none that was given.
 var ErrChangeID = errors.New("the id is not one of this read model's changes")
 
-const standingFormat = 2
+const standingFormat = 3
 
 func (s standing) id() string {
 	b := []byte{standingFormat}
 	b = binary.AppendUvarint(b, uint64(s.version))
 	b = binary.AppendUvarint(b, uint64(s.plan))
 	b = binary.AppendUvarint(b, uint64(s.requests))
+	b = binary.AppendUvarint(b, uint64(s.progress.branch))
 	for _, c := range s.progress.categories {
 		b = appendString(b, c.name)
 		b = binary.AppendUvarint(b, uint64(len(c.seqs)))
@@ -57,11 +73,12 @@ func parseStanding(id string) (s standing, err error) {
 		return s, ErrChangeID
 	}
 	r := fieldReader{rest: body[1:]}
-	s = standing{version: int(r.number(1 << 31)), plan: uint32(r.number(1<<32 - 1)), requests: r.number(1 << 62), progress: new(Progress)}
+	s = standing{version: int(r.number(1 << 31)), plan: uint32(r.number(1<<32 - 1)), requests: r.number(1 << 62)}
+	s.progress = &Progress{branch: uint32(r.number(1<<32 - 1))}
 	for len(r.rest) > 0 && !r.bad {
 		c := categoryProgress{name: r.text()}
 		for range r.number(event.MaxSlots) {
-			c.seqs = append(c.seqs, r.number(1<<62))
+			c.seqs, c.events = append(c.seqs, r.number(1<<62)), append(c.events, 0)
 			if r.bad {
 				break
 			}

@@ -18,6 +18,8 @@ type validity struct {
 	flushed atomic.Uint64 // the clock when everything was invalidated last
 	until   atomic.Int64  // the time, in ns of Unix, until which invalidations can be relied on
 
+	branch   atomic.Uint32 // of the server that is listened to, 0 while none is
+	proofs   *proofs
 	requests atomic.Int64 // up to which requests about parked streams were carried out, as a look found
 
 	mu       sync.RWMutex
@@ -40,7 +42,9 @@ type stamps struct {
 	keys [stampSlots]atomic.Uint64
 }
 
-func newValidity() *validity { return &validity{versions: make(map[versionID]*stamps)} }
+func newValidity() *validity {
+	return &validity{proofs: newProofs(), versions: make(map[versionID]*stamps)}
+}
 
 // of returns the stamps of a version, which it keeps for ever: versions are few.
 func (v *validity) of(id versionID) *stamps {
@@ -70,6 +74,7 @@ func (v *validity) rely(until time.Time) { v.until.Store(until.UnixNano()) }
 // lost says that invalidations may be missing from now on.
 func (v *validity) lost() {
 	v.until.Store(0)
+	v.branch.Store(0)
 	v.flush()
 }
 

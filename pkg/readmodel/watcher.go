@@ -277,7 +277,7 @@ func (w *Watcher) move(p *position, a Announcement) {
 func (p *position) join() *Progress {
 	var b progressBuilder
 	for key, part := range p.partitions {
-		b.add(key.category, part.slots, part.seqs)
+		b.add(key.category, part.slots, part.seqs, nil)
 	}
 	return &b.p
 }
@@ -285,7 +285,7 @@ func (p *position) join() *Progress {
 const lookSQL = `select v.projection, v.version, v.state = 'active', v.xmin::text, p.category, p.generation, p.partition, p.next_offset, p.slots, p.seqs,
 		coalesce((select max(extract(epoch from clock_timestamp() - e.recorded))::float8 from refold.category c cross join unnest(p.slots, p.seqs) u (slot, seq)
 			join refold.event e on e.category = c.id and e.slot = u.slot and e.seq = u.seq + 1 where c.name = p.category), 0),
-		coalesce((select min(id) - 1 from refold.row_request where done is null), (select max(id) from refold.row_request where requested < clock_timestamp() - interval '10 s'), 0)
+		coalesce((select min(id) - 1 from refold.row_request where done is null), (select max(id) from refold.row_request where requested < clock_timestamp() - interval '10 s'), 0), ` + branchSQL + `
 	from refold.projection_version v join refold.progress p on p.projection = v.projection and p.version = v.version
 	where v.state <> 'retired' and p.phase <> 'loading'`
 
@@ -308,8 +308,9 @@ func (w *Watcher) inspect(ctx context.Context, conn *pgx.Conn) error {
 	var slots []int16
 	var seqs []int64
 	var behind float64
+	var branch []int64
 	var requests int64 // an insertion that is not seen yet has a later id, within 10 s
-	_, err = pgx.ForEachRow(rows, []any{&id.projection, &id.number, &isActive, &revision, &key.category, &key.generation, &key.partition, &next, &slots, &seqs, &behind, &requests}, func() error {
+	_, err = pgx.ForEachRow(rows, []any{&id.projection, &id.number, &isActive, &revision, &key.category, &key.generation, &key.partition, &next, &slots, &seqs, &behind, &requests, &branch}, func() error {
 		p := positions[id]
 		if p == nil {
 			p = &position{partitions: make(map[partitionKey]*partitionPosition)}
@@ -327,6 +328,7 @@ func (w *Watcher) inspect(ctx context.Context, conn *pgx.Conn) error {
 		return fmt.Errorf("looking at progress: %w", err)
 	}
 	w.validity.requests.Store(requests)
+	w.validity.branch.Store(branchOf(branch))
 	w.compare(began, positions, active)
 	return nil
 }
