@@ -50,7 +50,8 @@ func (r *Result) Token() event.Token {
 	if len(r.Events) == 0 {
 		return nil
 	}
-	return event.Token{{Position: r.Events[len(r.Events)-1].Position, Written: true}}
+	last := &r.Events[len(r.Events)-1]
+	return event.Token{{Position: last.Position, Written: true, Event: last.ID.Sum()}}
 }
 
 // Load returns an aggregate as the log has it, or [*Missing]. It belongs to the

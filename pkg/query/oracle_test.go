@@ -292,19 +292,26 @@ func generateItems(t *rapid.T) []item {
 	items := make([]item, rapid.IntRange(0, 25).Draw(t, "rows"))
 	for n := range items {
 		key := fmt.Sprintf("k%d", n)
-		items[n] = item{"key": &key}
-		if rapid.Bool().Draw(t, sparse) {
-			items[n][sparse] = &key
-		}
-		for _, name := range []string{"name", "n", "f", "price", "at", "ok", "color", "ref", "tags"} {
-			if rapid.IntRange(0, 3).Draw(t, "null") > 0 {
-				v := rapid.SampledFrom(domains[name]).Draw(t, name)
-				items[n][name] = &v
-			}
-		}
+		items[n] = generatedItems.Draw(t, key)
+		items[n]["key"] = &key
 	}
 	return items
 }
+
+// generatedItems have no key.
+var generatedItems = rapid.Custom(func(t *rapid.T) item {
+	i := item{}
+	if yes := "yes"; rapid.Bool().Draw(t, sparse) {
+		i[sparse] = &yes
+	}
+	for _, name := range []string{"name", "n", "f", "price", "at", "ok", "color", "ref", "tags"} {
+		if rapid.IntRange(0, 3).Draw(t, "null") > 0 {
+			v := rapid.SampledFrom(domains[name]).Draw(t, name)
+			i[name] = &v
+		}
+	}
+	return i
+})
 
 func (w *world) replace(items []item) {
 	keys, data := []string{}, []string{}
