@@ -9,6 +9,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/refoldhq/refold/pkg/engine"
 	"github.com/refoldhq/refold/pkg/event"
 	"github.com/refoldhq/refold/pkg/eventstore"
 	"github.com/refoldhq/refold/pkg/projection"
@@ -213,52 +214,23 @@ func (s *snapshot) foldStreams(ctx context.Context, plan *projection.Plan, categ
 			return err
 		}
 	}
-	fold := s.newFold(plan)
-	parked, err := s.parkedStreams(ctx, v, category.Name, streams)
+	parked, err := s.parkedFrom(ctx, s.tx, v, category.Name)
 	if err != nil {
 		return err
 	}
-	for _, stream := range streams {
+	ranges := make([]engine.StreamRange, len(streams))
+	for i, stream := range streams {
 		slot := category.SlotOf(stream)
-		for after := int64(0); ; {
-			events, err := s.events.StreamEvents(ctx, category, stream, after, 1000, false)
-			if err != nil {
-				return err
-			}
-			for i := range events {
-				e := &events[i]
-				after = e.Version
-				if first, is := parked[stream]; e.Seq > to[slot] || from != nil && e.Seq <= from[slot] || is && e.Seq >= first {
-					continue
-				}
-				if err := fold.event(ctx, e, rows); err != nil {
-					return err
-				}
-			}
-			if len(events) < 1000 {
-				break
-			}
+		ranges[i] = engine.StreamRange{Stream: stream, After: from[slot], UpTo: to[slot]}
+		if first, is := parked[stream]; is { // from there on nothing was applied
+			ranges[i].UpTo = min(to[slot], first-1)
 		}
 	}
-	return s.writeRows(ctx, table, v, rows)
-}
-
-// parkedStreams returns the first parked seq of those of the streams that the
-// version has parked: from there on nothing was applied.
-func (s *snapshot) parkedStreams(ctx context.Context, v readmodel.Version, category string, streams []string) (map[string]int64, error) {
-	rows, err := s.tx.Query(ctx, `select stream, min(seq) from refold.parked_event where projection = $1 and version = $2 and category = $3 and stream = any($4) group by 1`,
-		v.Projection, v.Number, category, streams)
-	if err != nil {
-		return nil, fmt.Errorf("reading parked streams: %w", err)
+	fold := engine.StreamFold{Projection: s.name, Plan: plan, Category: category, Schemas: s.deps.Schemas}
+	if _, _, err := fold.Into(ctx, s.tx, ranges, rows); err != nil { // what is poison shows in the rows
+		return err
 	}
-	list := make(map[string]int64)
-	var stream string
-	var seq int64
-	_, err = pgx.ForEachRow(rows, []any{&stream, &seq}, func() error {
-		list[stream] = seq
-		return nil
-	})
-	return list, err
+	return s.writeRows(ctx, table, v, rows)
 }
 
 func (s *snapshot) loadRows(ctx context.Context, plan *projection.Plan, v readmodel.Version, keys []string, into map[string]*projection.Row) error {
@@ -277,19 +249,7 @@ func (s *snapshot) loadRows(ctx context.Context, plan *projection.Plan, v readmo
 }
 
 func (s *snapshot) writeRows(ctx context.Context, table string, v readmodel.Version, rows map[string]*projection.Row) error {
-	var keys, data []string
-	var states []*string
-	for key, row := range rows {
-		if !row.Exists() {
-			continue
-		}
-		var state *string
-		if text := row.AppendState(nil); len(text) > 0 {
-			one := string(text)
-			state = &one
-		}
-		keys, data, states = append(keys, key), append(data, string(row.AppendData(nil))), append(states, state)
-	}
+	keys, data, states := texts(rows)
 	_, err := s.tx.Exec(ctx, `insert into pg_temp.`+table+` (projection_name, version, key, data, state) select $1, $2, k, d, s from unnest($3::text[], $4::jsonb[], $5::jsonb[]) u (k, d, s)`,
 		v.Projection, v.Number, keys, data, states)
 	if err != nil {

@@ -120,7 +120,7 @@ func (j *job) rehearsePart(ctx context.Context, p *part) error {
 	if err := l.run(ctx); err != nil {
 		return err
 	}
-	parked, err := j.parkedFrom(ctx, j.pool, p.category.Name)
+	parked, err := j.parkedFrom(ctx, j.pool, j.version, p.category.Name)
 	if err != nil {
 		return err
 	}
@@ -149,25 +149,6 @@ func (j *job) noteLoaded(ctx context.Context, l *loader) error {
 	}
 	p.done(l)
 	return nil
-}
-
-// parkedFrom returns the first parked seq of each parked stream of the version.
-func (j *job) parkedFrom(ctx context.Context, q querier, category string) (map[string]int64, error) {
-	rows, err := q.Query(ctx, `select stream, min(seq) from refold.parked_event where projection = $1 and version = $2 and category = $3 group by 1`, j.name, j.version.Number, category)
-	if err != nil {
-		return nil, fmt.Errorf("reading parked streams: %w", err)
-	}
-	list := make(map[string]int64)
-	var stream string
-	var seq int64
-	_, err = pgx.ForEachRow(rows, []any{&stream, &seq}, func() error {
-		list[stream] = seq
-		return nil
-	})
-	if err != nil {
-		return nil, fmt.Errorf("reading parked streams: %w", err)
-	}
-	return list, nil
 }
 
 // position is how far the version is in one partition.

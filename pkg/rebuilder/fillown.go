@@ -125,7 +125,7 @@ func (f *fields) unfilled(ctx context.Context, tx pgx.Tx, keys []string, missing
 
 // foldAt folds streams by a plan up to what the version has applied.
 func (f *fields) foldAt(ctx context.Context, tx pgx.Tx, plan *projection.Plan, p *part, at position, streams []string) (map[string]*projection.Row, int, error) {
-	parked, err := f.parkedFrom(ctx, tx, p.category.Name)
+	parked, err := f.parkedFrom(ctx, tx, f.version, p.category.Name)
 	if err != nil {
 		return nil, 0, err
 	}

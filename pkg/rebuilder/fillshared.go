@@ -47,7 +47,7 @@ func (f *fields) loadParts(ctx context.Context, p *part) error {
 	if err != nil {
 		return err
 	}
-	parked, err := f.parkedFrom(ctx, f.pool, p.category.Name)
+	parked, err := f.parkedFrom(ctx, f.pool, f.version, p.category.Name)
 	if err != nil {
 		return err
 	}

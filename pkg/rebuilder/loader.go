@@ -113,6 +113,9 @@ func (l *loader) read(ctx context.Context) error {
 			return err
 		}
 		defer reading.Close(context.WithoutCancel(ctx))
+		if _, err := reading.Exec(ctx, tableSettings); err != nil {
+			return fmt.Errorf("preparing to read the event table: %w", err)
+		}
 		return readTable(ctx, reading, l.part.category, slots, l.part.heads, l.job.limiter.step(), l)
 	}
 	return l.job.readTopic(ctx, l.part, l)

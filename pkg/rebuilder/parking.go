@@ -9,6 +9,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/refoldhq/refold/pkg/event"
+	"github.com/refoldhq/refold/pkg/readmodel"
 )
 
 // parkedStream is a stream whose event could not be applied, with that event and
@@ -78,6 +79,25 @@ func (r *Rebuilder) decisions(ctx context.Context, name, category string) (decis
 	})
 	if err != nil {
 		return nil, fmt.Errorf("reading decisions about %s: %w", name, err)
+	}
+	return list, nil
+}
+
+// parkedFrom returns the first parked seq of each parked stream of a version.
+func (r *Rebuilder) parkedFrom(ctx context.Context, q querier, v readmodel.Version, category string) (map[string]int64, error) {
+	rows, err := q.Query(ctx, `select stream, min(seq) from refold.parked_event where projection = $1 and version = $2 and category = $3 group by 1`, v.Projection, v.Number, category)
+	if err != nil {
+		return nil, fmt.Errorf("reading parked streams: %w", err)
+	}
+	list := make(map[string]int64)
+	var stream string
+	var seq int64
+	_, err = pgx.ForEachRow(rows, []any{&stream, &seq}, func() error {
+		list[stream] = seq
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("reading parked streams: %w", err)
 	}
 	return list, nil
 }

@@ -130,6 +130,11 @@ var errBroker = errors.New("the brokers do not answer as they should")
 const tableSQL = `select seq, version, id, time, recorded, stream, type, value, actor, correlation_id, causation_id, traceparent
 	from refold.event where category = $1 and slot = $2 and seq > $3 and seq <= $4 order by seq`
 
+// tableSettings has ranges read along the primary key. The planner would collect
+// the pages of each in a bitmap, sort the events, and deal that out to workers of its
+// own: five times the work.
+const tableSettings = `set max_parallel_workers_per_gather = 0; set enable_bitmapscan = off; set enable_seqscan = off; set enable_sort = off`
+
 // tableChunk is how many events of a slot are read in one statement, so that no
 // snapshot lives long.
 const tableChunk = 20_000
