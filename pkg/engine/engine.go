@@ -30,6 +30,7 @@ import (
 
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/prometheus/client_golang/prometheus"
+	"go.opentelemetry.io/otel/trace"
 
 	"github.com/refoldhq/refold/pkg/avro"
 	"github.com/refoldhq/refold/pkg/event"
@@ -58,6 +59,8 @@ type Config struct {
 	// MaxParked is the most streams that a partition parks within a minute. Beyond
 	// it, something is wrong with more than streams, and the partition stops; 50.
 	MaxParked int
+	// Tracer is told of each transaction with events that are traced; nil tells nobody.
+	Tracer trace.Tracer
 }
 
 func (c *Config) defaults() {

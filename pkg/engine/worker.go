@@ -11,6 +11,8 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/twmb/franz-go/pkg/kgo"
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/trace"
 
 	"github.com/refoldhq/refold/pkg/event"
 	"github.com/refoldhq/refold/pkg/eventstore"
@@ -397,11 +399,29 @@ func (w *worker) step(ctx context.Context, records []*kgo.Record) (n int, err er
 	if b.to == b.from && len(b.events) == 0 {
 		return n, nil
 	}
+	links := w.links(b)
 	done, err := w.settle(ctx, b)
 	if err != nil || !done {
 		return 0, err
 	}
+	if links != nil {
+		v := w.feed.Version
+		links.Span(w.engine.cfg.Tracer, "process "+w.category.Topic, trace.SpanKindConsumer, start, nil, append(kafka.SpanAttributes(w.category.Topic, w.partition, len(b.events)),
+			attribute.String("refold.projection", v.Projection), attribute.Int("refold.version", v.Number))...)
+	}
 	w.engine.metrics.duration.Observe(time.Since(start).Seconds())
 	w.engine.metrics.batch.Observe(float64(len(b.events)))
 	return n, nil
+}
+
+// links returns where a batch's events came from, nil where nobody wants to know.
+func (w *worker) links(b *batch) *kafka.Links {
+	if w.engine.cfg.Tracer == nil {
+		return nil
+	}
+	links := &kafka.Links{}
+	for i := range b.events {
+		links.Add(b.events[i].event.Metadata.Traceparent)
+	}
+	return links
 }

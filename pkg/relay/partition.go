@@ -135,9 +135,11 @@ func (s *session) raise(p *partition, why string) {
 type batch struct {
 	kafka.Batch
 	encoded []byte
-	last    []place    // by slot: its last event in the batch
-	oldest  event.Time // recorded time of its first event
-	counted int        // of the bytes in session.buffered
+	last    []place     // by slot: its last event in the batch
+	oldest  event.Time  // recorded time of its first event
+	links   kafka.Links // where its events came from, if that is traced
+	began   time.Time   // its present request
+	counted int         // of the bytes in session.buffered
 }
 
 func (s *session) newBatch(p *partition) *batch {
@@ -146,6 +148,7 @@ func (s *session) newBatch(p *partition) *batch {
 		b, s.free = s.free[n-1], s.free[:n-1]
 	}
 	b.Reset()
+	b.links.Reset()
 	b.encoded, b.counted = b.encoded[:0], 0
 	if cap(b.last) < len(p.slots) {
 		b.last = make([]place, len(p.slots))
@@ -176,6 +179,9 @@ func (s *session) add(p *partition, e *event.Event) {
 	}
 	b := p.staged
 	b.Add(e)
+	if s.cfg.Tracer != nil {
+		b.links.Add(e.Metadata.Traceparent)
+	}
 	s.buffered += b.Size() - b.counted
 	b.counted = b.Size()
 	at := &p.slots[p.index(e.Slot)]

@@ -37,6 +37,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/twmb/franz-go/pkg/kgo"
+	"go.opentelemetry.io/otel/trace"
 
 	"github.com/refoldhq/refold/pkg/kafka"
 )
@@ -62,6 +63,8 @@ type Config struct {
 	// RetryRefused is how long a record that the broker refused waits to be tried
 	// again, at first; 2 s. It doubles up to a minute.
 	RetryRefused time.Duration
+	// Tracer is told of each batch with events that are traced; nil tells nobody.
+	Tracer trace.Tracer
 }
 
 func (c Config) withDefaults() Config {

@@ -8,6 +8,7 @@ import (
 
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kmsg"
+	"go.opentelemetry.io/otel/trace"
 
 	"github.com/refoldhq/refold/pkg/event"
 	"github.com/refoldhq/refold/pkg/kafka"
@@ -77,7 +78,7 @@ func (s *session) request(leader int32, partitions []*partition) {
 	s.requested = time.Now()
 	all := make([]sending, 0, len(partitions))
 	for _, p := range partitions {
-		p.asked, p.retryAt = true, time.Time{}
+		p.asked, p.retryAt, p.flying.began = true, time.Time{}, s.requested
 		all = append(all, sending{p: p, b: p.flying, by: p.producer, topic: p.topic, id: p.topicID, number: int32(p.number)})
 	}
 	s.background.Go(func() {
@@ -224,6 +225,7 @@ func (s *session) acknowledge(p *partition, offset int64) {
 	s.metrics.published.Add(float64(n))
 	s.metrics.batch.Observe(float64(n))
 	s.metrics.delay.Observe(max(0, time.Since(b.oldest.Std()).Seconds()))
+	b.links.Span(s.cfg.Tracer, "send "+p.topic, trace.SpanKindProducer, b.began, nil, kafka.SpanAttributes(p.topic, p.number, n)...)
 	p.flying = nil
 	s.recycle(b)
 	if offset > p.end {

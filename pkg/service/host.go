@@ -10,6 +10,7 @@ import (
 
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/prometheus/client_golang/prometheus"
+	"go.opentelemetry.io/otel/sdk/trace"
 
 	"github.com/refoldhq/refold/pkg/engine"
 	"github.com/refoldhq/refold/pkg/postgres"
@@ -45,7 +46,8 @@ type Host struct {
 	program  string
 	admin    Admin
 	service  Service
-	previous chan struct{} // closed when the component that was added last is up
+	traces   *trace.TracerProvider // nil: nothing is traced
+	previous chan struct{}         // closed when the component that was added last is up
 	mu       sync.Mutex
 	waiting  map[string]error // components that are not up, with the reason
 }
@@ -60,7 +62,10 @@ func NewHost(s *Settings, program string, admin Admin) (*Host, error) {
 	h.Mux.HandleFunc("/", h.fallback)
 	h.service = Service{Log: h.Log, Health: h.Health, DrainDelay: admin.DrainDelay, Panics: newPanics(h.Registry)}
 	_, err := h.service.Serve("admin server", admin.AdminAddr, nil, AdminHandler(h.Health, h.Registry))
-	return h, err
+	if err != nil {
+		return nil, err
+	}
+	return h, h.startTraces()
 }
 
 var errStarting = errors.New("starting")

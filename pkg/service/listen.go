@@ -61,10 +61,7 @@ func (h *Host) Handle(a API) error {
 	if a.open() {
 		h.Log.Warn("everybody who reaches the API may append, read and administer: set --auth=oidc, or --auth=none if something in front of it decides", "addr", a.Addr)
 	}
-	handler, err := h.trace(h.program, h.Mux)
-	if err != nil {
-		return err
-	}
+	handler := h.trace(h.Mux)
 	if a.Auth == "oidc" {
 		g, err := newGuard(a, h.Registry)
 		if err != nil {
@@ -81,7 +78,7 @@ func (h *Host) Handle(a API) error {
 		}
 		config = &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: c.get}
 	}
-	_, err = h.service.Serve("API server", a.Addr, config, handler)
+	_, err := h.service.Serve("API server", a.Addr, config, handler)
 	return err
 }
 

@@ -92,7 +92,7 @@ func (f *Feeding) Start(ctx context.Context, h *Host) (err error) {
 		}
 		h.checkDatabase(f.pool)
 		h.Health.Check("kafka", f.broker.ping)
-		f.engine = engine.New(engine.Config{DatabaseURL: s.DatabaseURL, Kafka: f.broker.cfg, Prefix: s.Prefix, Owner: s.Owner(), MaxParked: f.MaxParked}, f.pool,
+		f.engine = engine.New(engine.Config{DatabaseURL: s.DatabaseURL, Kafka: f.broker.cfg, Prefix: s.Prefix, Owner: s.Owner(), MaxParked: f.MaxParked, Tracer: h.tracer("engine")}, f.pool,
 			h.Settings.Registry(f.pool), eventstore.NewReader(f.pool), h.Log, h.Registry)
 		h.Health.Note("partitions", func(context.Context) error { return f.engine.Standing() }) // a new process would stand too
 	}

@@ -15,6 +15,7 @@ import (
 	"go.opentelemetry.io/otel/sdk/resource"
 	"go.opentelemetry.io/otel/sdk/trace"
 	"go.opentelemetry.io/otel/semconv/v1.43.0"
+	oteltrace "go.opentelemetry.io/otel/trace"
 )
 
 // traced tells whether OpenTelemetry's variables ask for traces.
@@ -28,21 +29,22 @@ func traced() bool {
 // flushTimeout bounds how long the last spans may take at the end.
 const flushTimeout = 2 * time.Second
 
-// trace has requests traced, if OTEL_* say where to: OTLP over HTTP, with the
-// endpoint, headers, sampler, service name and attributes of these variables.
-func (h *Host) trace(program string, next http.Handler) (http.Handler, error) {
+// startTraces has spans sent, if OTEL_* say where to: OTLP over HTTP, with the
+// endpoint, headers, sampler, service name and attributes of these variables. It is
+// called before the first component is added, so that traces end last.
+func (h *Host) startTraces() error {
 	if !traced() {
-		return next, nil
+		return nil
 	}
 	ctx := context.Background() // dials nothing
 	exporter, err := otlptracehttp.New(ctx)
 	if err != nil {
-		return nil, Usage(fmt.Errorf("setting up traces: %w", err))
+		return Usage(fmt.Errorf("setting up traces: %w", err))
 	}
-	about, err := resource.New(ctx, resource.WithAttributes(semconv.ServiceName("refold-"+program), semconv.ServiceVersion(Version()),
+	about, err := resource.New(ctx, resource.WithAttributes(semconv.ServiceName("refold-"+h.program), semconv.ServiceVersion(Version()),
 		semconv.ServiceInstanceID(hostname())), resource.WithTelemetrySDK(), resource.WithFromEnv())
 	if err != nil {
-		return nil, Usage(fmt.Errorf("setting up traces: %w", err))
+		return Usage(fmt.Errorf("setting up traces: %w", err))
 	}
 	provider := trace.NewTracerProvider(trace.WithBatcher(exporter), trace.WithResource(about))
 	h.service.Add("traces", func(ctx context.Context) error {
@@ -54,8 +56,25 @@ func (h *Host) trace(program string, next http.Handler) (http.Handler, error) {
 		}
 		return nil
 	})
-	return otelhttp.NewHandler(continued(next), "api", otelhttp.WithTracerProvider(provider), otelhttp.WithMeterProvider(noop.NewMeterProvider()),
-		otelhttp.WithPropagators(propagation.TraceContext{})), nil
+	h.traces = provider
+	return nil
+}
+
+// tracer returns what a component tells of its work; nil where nothing is traced.
+func (h *Host) tracer(component string) oteltrace.Tracer {
+	if h.traces == nil {
+		return nil
+	}
+	return h.traces.Tracer("github.com/refoldhq/refold/pkg/" + component)
+}
+
+// trace has requests traced.
+func (h *Host) trace(next http.Handler) http.Handler {
+	if h.traces == nil {
+		return next
+	}
+	return otelhttp.NewHandler(continued(next), "api", otelhttp.WithTracerProvider(h.traces), otelhttp.WithMeterProvider(noop.NewMeterProvider()),
+		otelhttp.WithPropagators(propagation.TraceContext{}))
 }
 
 // continued hands the request's span on in the header that it came in: events

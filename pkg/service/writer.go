@@ -230,7 +230,7 @@ type Relay struct {
 func NewRelay(h *Host, beside *Writer) *Relay {
 	brokers := h.Settings.Brokers("relay")
 	r := &Relay{broker: &broker{cfg: brokers}, beside: beside != nil,
-		relay: relay.New(relay.Config{DatabaseURL: h.Settings.DatabaseURL, Kafka: brokers}, h.Log, h.Registry)}
+		relay: relay.New(relay.Config{DatabaseURL: h.Settings.DatabaseURL, Kafka: brokers, Tracer: h.tracer("relay")}, h.Log, h.Registry)}
 	if beside != nil {
 		beside.store.OnCommit(r.relay.Committed)
 	}
