@@ -381,6 +381,11 @@ func FuzzEncodeJSON(f *testing.F) {
 			return
 		}
 		require.NoError(t, s.Scan(payload))
+		text, err := s.AppendJSON(nil, payload)
+		require.NoError(t, err)
+		again, err := encode(s, string(text))
+		require.NoError(t, err, "%s", text)
+		require.Equal(t, payload, again, "%s", text)
 	})
 }
 

@@ -11,7 +11,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"testing/fstest"
 	"time"
 
 	"github.com/stretchr/testify/require"
@@ -353,7 +352,8 @@ func TestHashKnowsWhatMatters(t *testing.T) {
 func FuzzParseDefinitions(f *testing.F) {
 	f.Add("projection: x\ncategory: User\nfields:\n  n: {count: UserCreated}")
 	f.Add("projection: x\ncategory: [A, B]\nkey: {bucket: $time, by: day}\nfields: {a: {set: {B: null}}}\n---\nindexes: [{fields: a}]")
-	contracts, err := avro.LoadContracts(fstest.MapFS{})
+	f.Add("projection: users\ncategory: User\nfields:\n  id: {from: [UserCreated]}\n  email: {from: [UserCreated, UserEmailChanged.newEmail], transform: [trim, lower]}\n  seen: {max: \"*.$time\"}\nremove: [UserDeleted]\nindexes:\n  - {fields: [email], unique: true}")
+	contracts, err := avro.LoadContracts(schemas.FS) // with types, so that what parses is compiled too
 	require.NoError(f, err)
 	f.Fuzz(func(t *testing.T, src string) {
 		list, err := projection.ParseDefinitions("f.yaml", []byte(src))
@@ -361,7 +361,13 @@ func FuzzParseDefinitions(f *testing.F) {
 			return
 		}
 		for _, d := range list {
-			projection.Compile(d, contracts)
+			plan, err := projection.Compile(d, contracts)
+			if err != nil {
+				continue
+			}
+			again, err := projection.Compile(d, contracts)
+			require.NoError(t, err)
+			require.Equal(t, plan.Hash(), again.Hash())
 		}
 	})
 }

@@ -181,12 +181,22 @@ func benchVisible(ctx context.Context, b *bench) error {
 		return err
 	}
 	defer p.close()
+	all, err := p.visible(ctx, 5000, 8*time.Second)
+	if err != nil {
+		return err
+	}
+	b.report.line("append answered to row read with its token, 5k events/s", fmt.Sprintf("%s (%d reads)", all, len(all)), "p50 < 8 ms, p99 < 25 ms", "", 0)
+	return nil
+}
+
+// visible measures, while events are appended at a rate, from the answer of an
+// append to the answer of a read that contains it.
+func (p *platform) visible(ctx context.Context, perSecond int, during time.Duration) (all latencies, err error) {
 	type written struct {
 		stream, token string
 		at            time.Time
 	}
 	var mu sync.Mutex
-	var all latencies
 	reads, start := make(chan written, 1000), time.Now()
 	var readers errgroup.Group
 	for range 32 {
@@ -207,16 +217,12 @@ func benchVisible(ctx context.Context, b *bench) error {
 			return nil
 		})
 	}
-	appended := steady(ctx, p.writerURL, 5000, 8*time.Second, func(stream, token string, at time.Time) error {
+	appended := steady(ctx, p.writerURL, perSecond, during, func(stream, token string, at time.Time) error {
 		if at.Sub(start) > 2*time.Second && stream[len(stream)-1] == '7' { // after the warm-up, one in ten
 			reads <- written{stream, token, at}
 		}
 		return nil
 	})
 	close(reads)
-	if err := errors.Join(appended, readers.Wait()); err != nil {
-		return err
-	}
-	b.report.line("append answered to row read with its token, 5k events/s", fmt.Sprintf("%s (%d reads)", all, len(all)), "p50 < 8 ms, p99 < 25 ms", "", 0)
-	return nil
+	return all, errors.Join(appended, readers.Wait())
 }

@@ -4,39 +4,70 @@ import (
 	"context"
 	"fmt"
 	"time"
+
+	"github.com/jackc/pgx/v5"
 )
 
-// benchGrowth measures whether appending and lag stay flat as the log grows.
+// portion is the most events in one import: its answer is kept until its end.
+const portion = 200_000
+
+// benchGrowth measures whether appending and lag stay flat, and importing linear, as
+// the log grows from one million events to ten.
 func benchGrowth(ctx context.Context, b *bench) error {
 	p, err := b.platform(ctx, "bench_growth", "writer", "projector", "queries")
 	if err != nil {
 		return err
 	}
 	defer p.close()
-	total := 0
-	var first float64
-	for _, target := range []int{b.events(100_000), b.events(1_000_000), b.events(3_000_000)} {
-		took, err := importEvents(ctx, p.writerURL, fmt.Sprintf("g%d", target), target-total, 10)
+	var first, firstImport float64
+	for _, target := range []int{b.events(1_000_000), b.events(3_000_000), b.events(10_000_000)} {
+		imported, err := p.growTo(ctx, target)
 		if err != nil {
-			return err
-		}
-		imported := rate(target-total, took)
-		total = target
-		if err := p.awaitApplied(ctx, "rm_users", total); err != nil {
 			return err
 		}
 		perSecond, each, err := postRate(p.writerURL, 64, 5*time.Second)
 		if err != nil {
 			return err
 		}
-		total += int(perSecond * 5)
-		if first == 0 {
-			first = perSecond
+		lag, err := p.visible(ctx, 500, 6*time.Second)
+		if err != nil {
+			return err
 		}
-		b.report.line(fmt.Sprintf("appends over HTTP with %d events in the log", target), fmt.Sprintf("%s, %s; imported at %s", thousands(perSecond), each, thousands(imported)), "flat",
-			"the same with the first "+thousands(first), perSecond/first)
+		if first == 0 {
+			first, firstImport = perSecond, imported
+		}
+		at := fmt.Sprintf(" with %d events in the log", target)
+		b.report.line("import up to here,"+at, thousands(imported)+"/s, rows included", "linear", "to the first of these "+thousands(firstImport), imported/firstImport)
+		b.report.line("appends over HTTP"+at, thousands(perSecond)+"/s, "+each.String(), "flat", "with the first of these "+thousands(first), perSecond/first)
+		b.report.line("append to row read at 500 events/s"+at, lag.String(), "flat", "", 0)
 	}
 	return nil
+}
+
+// growTo imports until the log holds so many events and all are in the rows, and
+// returns how many a second that were.
+func (p *platform) growTo(ctx context.Context, target int) (float64, error) {
+	conn, err := pgx.Connect(ctx, p.url)
+	if err != nil {
+		return 0, err
+	}
+	defer conn.Close(ctx)
+	var before int
+	if err := conn.QueryRow(ctx, `select count(*) from refold.event`).Scan(&before); err != nil {
+		return 0, fmt.Errorf("counting events: %w", err)
+	}
+	start := time.Now()
+	for total := before; total < target; {
+		n := min(portion, target-total)
+		if _, err := importEvents(ctx, p.writerURL, fmt.Sprintf("g%d", total), n, 10); err != nil {
+			return 0, err
+		}
+		total += n
+	}
+	if err := p.awaitApplied(ctx, "rm_users", max(before, target)); err != nil {
+		return 0, err
+	}
+	return rate(max(1, target-before), time.Since(start)), nil
 }
 
 // benchIdle measures what each program uses when nothing happens.
