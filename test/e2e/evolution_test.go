@@ -125,6 +125,8 @@ func TestThreeGenerationsOfAnEventInOneLog(t *testing.T) {
 		require.Equal(t, fmt.Sprint(want), fmt.Sprint(rows()), "rebuilt from "+source)
 	}
 
+	requireRebuiltByAJob(t, stack, queries, deposits)
+
 	var page struct {
 		Events []struct {
 			Type          string
@@ -203,13 +205,56 @@ func appendDeposits(t *testing.T, stack *platform.Stack, deposits []deposit, eve
 func useLedger(t *testing.T, stack *platform.Stack) {
 	t.Helper()
 	dir := t.TempDir()
-	for program, source := range map[string]string{"writer": "writing", "projector": "projecting"} {
+	for program, source := range map[string]string{"writer": "writing", "projector": "projecting", "rebuild": "rebuilding"} {
 		build := exec.Command("go", "build", "-o", filepath.Join(dir, program), "./test/e2e/ledger/"+source)
 		build.Dir = platform.Root()
 		out, err := build.CombinedOutput()
 		require.NoError(t, err, string(out))
 	}
 	stack.UseBinaries(dir)
+}
+
+// requireRebuiltByAJob rebuilds what a function folds from events of three versions
+// by the ledger's own `rebuild`, which knows the function and the upcasters.
+func requireRebuiltByAJob(t *testing.T, stack *platform.Stack, queries *platform.Client, deposits []deposit) {
+	t.Helper()
+	type purse struct {
+		Coins   []int64
+		Largest int64
+	}
+	want := make(map[string]purse)
+	for _, d := range deposits {
+		p := want[d.stream]
+		if d.cents < 100 {
+			p.Coins = append(p.Coins, d.cents)
+		}
+		p.Largest = max(p.Largest, d.cents)
+		want[d.stream] = p
+	}
+	requireRows := func(version string) {
+		t.Helper()
+		for stream, p := range want {
+			a, err := queries.Do(http.MethodGet, "/v1/read-models/purses/"+stream, nil, nil)
+			require.NoError(t, err)
+			require.Equal(t, version, a.Header.Get("Refold-Projection-Version"))
+			var got purse
+			require.NoError(t, json.Unmarshal(a.Body, &got))
+			require.Equal(t, p, got, stream)
+		}
+	}
+	requireRows("1")
+	for _, source := range []string{"topic", "eventstore"} {
+		for _, name := range []string{"purses", "balances"} {
+			stdout, stderr, code := stack.Run("rebuild", "run", name, "--source="+source, "--verify=full", "--admin-addr=127.0.0.1:0", "-o", "json")
+			require.Zero(t, code, stdout+stderr)
+		}
+	}
+	requireRows("3")
+	stdout, stderr, code := stack.Run("rebuild", "verify", "purses", "-o", "json")
+	require.Zero(t, code, stdout+stderr)
+	stdout, stderr, code = stack.Run("rebuild", "status", "-o", "json", "balances")
+	require.Zero(t, code, stderr)
+	require.Contains(t, stdout, `"name":"balances"`)
 }
 
 // values returns the stored value of every event.

@@ -13,5 +13,6 @@ type cli struct {
 }
 
 func main() {
-	service.Program{Name: "projector", Description: "Keeps the read models of wallets.", Contracts: ledger.Contracts(), Upcasters: ledger.Upcasters()}.Main(&cli{})
+	service.Program{Name: "projector", Description: "Keeps the read models of wallets.", Contracts: ledger.Contracts(), Upcasters: ledger.Upcasters(),
+		Projections: ledger.Projections()}.Main(&cli{})
 }

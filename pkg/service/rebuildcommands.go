@@ -1,4 +1,4 @@
-package main
+package service
 
 import (
 	"context"
@@ -7,7 +7,7 @@ import (
 	"github.com/refoldhq/refold/pkg/rebuilder"
 )
 
-type planCommand struct {
+type rebuildPlanCommand struct {
 	Name   string `arg:"" help:"Projection."`
 	Source string `help:"Where the history would be read." enum:"topic,eventstore,auto" default:"topic"`
 	Rate   int    `help:"Most events read in a second." default:"0"`
@@ -15,8 +15,8 @@ type planCommand struct {
 }
 
 // Run prints the plan.
-func (p *planCommand) Run(ctx context.Context, c *cli) error {
-	return c.with(ctx, func(r *rebuilder.Rebuilder) error {
+func (p *rebuildPlanCommand) Run(ctx context.Context, s *Settings, c *RebuildCommands) error {
+	return c.with(ctx, s, func(r *rebuilder.Rebuilder) error {
 		plan, err := r.Plan(ctx, p.Name, rebuilder.Options{Source: rebuilder.Source(p.Source), Rate: p.Rate}, p.Deep)
 		if err != nil {
 			return err
@@ -25,20 +25,20 @@ func (p *planCommand) Run(ctx context.Context, c *cli) error {
 	})
 }
 
-type statusCommand struct {
+type rebuildStatusCommand struct {
 	Name string `arg:"" optional:"" help:"Projection; all without a name."`
 }
 
 // Run prints versions, and rebuilds that are not at their end, or the newest one
 // of the named projection.
-func (s *statusCommand) Run(ctx context.Context, c *cli) error {
-	return c.with(ctx, func(r *rebuilder.Rebuilder) error {
-		if s.Name != "" {
-			if err := r.Known(ctx, s.Name); err != nil {
+func (t *rebuildStatusCommand) Run(ctx context.Context, s *Settings, c *RebuildCommands) error {
+	return c.with(ctx, s, func(r *rebuilder.Rebuilder) error {
+		if t.Name != "" {
+			if err := r.Known(ctx, t.Name); err != nil {
 				return err
 			}
 		}
-		projections, err := r.Projections(ctx, s.Name)
+		projections, err := r.Projections(ctx, t.Name)
 		if err != nil {
 			return err
 		}
@@ -46,9 +46,9 @@ func (s *statusCommand) Run(ctx context.Context, c *cli) error {
 		if err != nil {
 			return err
 		}
-		if s.Name != "" {
+		if t.Name != "" {
 			rebuilds = nil
-			if latest, err := r.Latest(ctx, s.Name); err == nil {
+			if latest, err := r.Latest(ctx, t.Name); err == nil {
 				rebuilds = []rebuilder.Rebuild{latest}
 			}
 		}
@@ -56,48 +56,48 @@ func (s *statusCommand) Run(ctx context.Context, c *cli) error {
 	})
 }
 
-type pauseCommand struct {
+type rebuildPauseCommand struct {
 	Name string `arg:"" help:"Projection."`
 }
 
 // Run pauses the rebuild that is under way.
-func (p *pauseCommand) Run(ctx context.Context, c *cli) error {
-	return c.latest(ctx, p.Name, func(r *rebuilder.Rebuilder, id int64) error { return r.Pause(ctx, id) })
+func (p *rebuildPauseCommand) Run(ctx context.Context, s *Settings, c *RebuildCommands) error {
+	return c.latest(ctx, s, p.Name, func(r *rebuilder.Rebuilder, id int64) error { return r.Pause(ctx, id) })
 }
 
-type resumeCommand struct {
+type rebuildResumeCommand struct {
 	Name string `arg:"" help:"Projection."`
 }
 
 // Run lets the paused rebuild go on.
-func (p *resumeCommand) Run(ctx context.Context, c *cli) error {
-	return c.latest(ctx, p.Name, func(r *rebuilder.Rebuilder, id int64) error { return r.Resume(ctx, id) })
+func (p *rebuildResumeCommand) Run(ctx context.Context, s *Settings, c *RebuildCommands) error {
+	return c.latest(ctx, s, p.Name, func(r *rebuilder.Rebuilder, id int64) error { return r.Resume(ctx, id) })
 }
 
-type cancelCommand struct {
+type rebuildCancelCommand struct {
 	Name string `arg:"" help:"Projection."`
 }
 
 // Run cancels the rebuild that is not at its end.
-func (p *cancelCommand) Run(ctx context.Context, c *cli) error {
-	return c.latest(ctx, p.Name, func(r *rebuilder.Rebuilder, id int64) error { return r.Cancel(ctx, id) })
+func (p *rebuildCancelCommand) Run(ctx context.Context, s *Settings, c *RebuildCommands) error {
+	return c.latest(ctx, s, p.Name, func(r *rebuilder.Rebuilder, id int64) error { return r.Cancel(ctx, id) })
 }
 
-type promoteCommand struct {
+type rebuildPromoteCommand struct {
 	Name string `arg:"" help:"Projection."`
 }
 
 // Run promotes the version that waits.
-func (p *promoteCommand) Run(ctx context.Context, c *cli) error {
-	return c.latest(ctx, p.Name, func(r *rebuilder.Rebuilder, id int64) error {
+func (p *rebuildPromoteCommand) Run(ctx context.Context, s *Settings, c *RebuildCommands) error {
+	return c.latest(ctx, s, p.Name, func(r *rebuilder.Rebuilder, id int64) error {
 		_, err := r.Promote(ctx, id)
 		return err
 	})
 }
 
 // latest does something to the newest rebuild of a projection, and shows it.
-func (c *cli) latest(ctx context.Context, name string, f func(*rebuilder.Rebuilder, int64) error) error {
-	return c.with(ctx, func(r *rebuilder.Rebuilder) error {
+func (c *RebuildCommands) latest(ctx context.Context, s *Settings, name string, f func(*rebuilder.Rebuilder, int64) error) error {
+	return c.with(ctx, s, func(r *rebuilder.Rebuilder) error {
 		now, err := r.Latest(ctx, name)
 		if err != nil {
 			return err
@@ -112,15 +112,15 @@ func (c *cli) latest(ctx context.Context, name string, f func(*rebuilder.Rebuild
 	})
 }
 
-type verifyCommand struct {
+type rebuildVerifyCommand struct {
 	Name   string `arg:"" help:"Projection."`
 	Number int    `arg:"" optional:"" name:"number" help:"Version to verify; the one that serves without a number."`
 	How    string `help:"sample or full." enum:"sample,full" default:"full"`
 }
 
 // Run verifies a version.
-func (v *verifyCommand) Run(ctx context.Context, c *cli) error {
-	return c.with(ctx, func(r *rebuilder.Rebuilder) error {
+func (v *rebuildVerifyCommand) Run(ctx context.Context, s *Settings, c *RebuildCommands) error {
+	return c.with(ctx, s, func(r *rebuilder.Rebuilder) error {
 		report, err := r.Verify(ctx, v.Name, v.Number, rebuilder.Verification(v.How))
 		if err != nil {
 			return err
@@ -135,13 +135,13 @@ func (v *verifyCommand) Run(ctx context.Context, c *cli) error {
 	})
 }
 
-type rollbackCommand struct {
+type rebuildRollbackCommand struct {
 	Name string `arg:"" help:"Projection."`
 }
 
 // Run rolls back.
-func (b *rollbackCommand) Run(ctx context.Context, c *cli) error {
-	return c.with(ctx, func(r *rebuilder.Rebuilder) error {
+func (b *rebuildRollbackCommand) Run(ctx context.Context, s *Settings, c *RebuildCommands) error {
+	return c.with(ctx, s, func(r *rebuilder.Rebuilder) error {
 		version, err := r.RollBack(ctx, b.Name)
 		if err != nil {
 			return err
@@ -150,14 +150,14 @@ func (b *rollbackCommand) Run(ctx context.Context, c *cli) error {
 	})
 }
 
-type retireCommand struct {
+type rebuildRetireCommand struct {
 	Name   string `arg:"" help:"Projection."`
 	Number int    `arg:"" optional:"" name:"number" help:"Version to retire; all that are ready and do not serve without a number."`
 }
 
 // Run retires versions.
-func (t *retireCommand) Run(ctx context.Context, c *cli) error {
-	return c.with(ctx, func(r *rebuilder.Rebuilder) error {
+func (t *rebuildRetireCommand) Run(ctx context.Context, s *Settings, c *RebuildCommands) error {
+	return c.with(ctx, s, func(r *rebuilder.Rebuilder) error {
 		retired, err := r.Retire(ctx, t.Name, t.Number)
 		if err != nil {
 			return err

@@ -1,4 +1,4 @@
-package main
+package service
 
 import (
 	"encoding/json"
@@ -16,9 +16,9 @@ import (
 	"github.com/refoldhq/refold/pkg/rebuilder"
 )
 
-// show shows how a rebuild gets on: bars on a terminal, else one line of JSON
+// rebuildShow shows how a rebuild gets on: bars on a terminal, else one line of JSON
 // every five seconds and at every new step.
-type show struct {
+type rebuildShow struct {
 	out    *os.File
 	bars   bool
 	mu     sync.Mutex
@@ -32,15 +32,15 @@ type show struct {
 	status atomic.Value // string; the bars read it without the lock that draw holds
 }
 
-func newShow(out *os.File, json bool) *show {
-	return &show{out: out, bars: !json && term.IsTerminal(int(out.Fd())), parts: make(map[string]*mpb.Bar)}
+func newRebuildShow(out *os.File, json bool) *rebuildShow {
+	return &rebuildShow{out: out, bars: !json && term.IsTerminal(int(out.Fd())), parts: make(map[string]*mpb.Bar)}
 }
 
-// lineEvery is how often a line is written where there is no terminal.
-const lineEvery = 5 * time.Second
+// rebuildLineEvery is how often a line is written where there is no terminal.
+const rebuildLineEvery = 5 * time.Second
 
-// line is one line of JSON.
-type line struct {
+// rebuildLine is one line of JSON.
+type rebuildLine struct {
 	Time       time.Time           `json:"time"`
 	Projection string              `json:"projection"`
 	Rebuild    int64               `json:"rebuild,string"`
@@ -51,23 +51,23 @@ type line struct {
 }
 
 // show takes what is new.
-func (s *show) show(r rebuilder.Rebuild) {
+func (s *rebuildShow) show(r rebuilder.Rebuild) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.bars {
 		s.draw(r)
 		return
 	}
-	if time.Since(s.last) < lineEvery && r.Step == s.step && r.State == s.state {
+	if time.Since(s.last) < rebuildLineEvery && r.Step == s.step && r.State == s.state {
 		return
 	}
 	s.last, s.step, s.state = time.Now(), r.Step, r.State
 	p := r.Progress
 	p.Partitions = nil // they are in `rebuild status -o json`
-	json.NewEncoder(s.out).Encode(line{time.Now().UTC(), r.Projection, r.ID, r.Version, r.State, r.Step, &p})
+	json.NewEncoder(s.out).Encode(rebuildLine{time.Now().UTC(), r.Projection, r.ID, r.Version, r.State, r.Step, &p})
 }
 
-func (s *show) draw(r rebuilder.Rebuild) {
+func (s *rebuildShow) draw(r rebuilder.Rebuild) {
 	p := r.Progress
 	status := fmt.Sprintf("%-10s %9.0f/s", r.Step, p.Rate)
 	if p.ETASeconds > 0 {
@@ -111,7 +111,7 @@ func text(of *atomic.Value) func(decor.Statistics) string {
 }
 
 // end leaves the bars as they are.
-func (s *show) end() {
+func (s *rebuildShow) end() {
 	s.mu.Lock()
 	page := s.page
 	bars := []*mpb.Bar{s.total}
@@ -130,7 +130,7 @@ func (s *show) end() {
 }
 
 // print writes v as JSON, or calls table.
-func (c *cli) print(v any, table func()) error {
+func (c *RebuildCommands) print(v any, table func()) error {
 	if c.Output == "json" {
 		return json.NewEncoder(os.Stdout).Encode(v)
 	}
@@ -138,7 +138,7 @@ func (c *cli) print(v any, table func()) error {
 	return nil
 }
 
-func (c *cli) printRebuild(r rebuilder.Rebuild) error {
+func (c *RebuildCommands) printRebuild(r rebuilder.Rebuild) error {
 	return c.print(r, func() {
 		fmt.Printf("rebuild %d of %s: version %d, %s", r.ID, r.Projection, r.Version, r.State)
 		if r.State != rebuilder.Done {
@@ -155,7 +155,7 @@ func (c *cli) printRebuild(r rebuilder.Rebuild) error {
 	})
 }
 
-func (c *cli) printReport(r *rebuilder.Report) error {
+func (c *RebuildCommands) printReport(r *rebuilder.Report) error {
 	if r == nil {
 		return nil
 	}
@@ -186,7 +186,7 @@ func printChecks(r *rebuilder.Report) {
 	}
 }
 
-func (c *cli) printPlan(p rebuilder.Plan) error {
+func (c *RebuildCommands) printPlan(p rebuilder.Plan) error {
 	return c.print(p, func() {
 		fmt.Printf("%s: version %d serves; the deployed definition takes: %s\n", p.Projection, p.Serving, p.Change)
 		w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
@@ -210,7 +210,7 @@ func (c *cli) printPlan(p rebuilder.Plan) error {
 	})
 }
 
-func (c *cli) printStatus(projections []rebuilder.ProjectionInfo, rebuilds []rebuilder.Rebuild) error {
+func (c *RebuildCommands) printStatus(projections []rebuilder.ProjectionInfo, rebuilds []rebuilder.Rebuild) error {
 	return c.print(map[string]any{"projections": projections, "rebuilds": rebuilds}, func() {
 		w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
 		fmt.Fprintln(w, "PROJECTION\tVERSION\tSTATE\tROWS\tLAG\tPARKED\tNOTE")
