@@ -102,15 +102,23 @@ func reactionPaths() object {
 	name := parameter("name", "path", "name of the reaction")
 	list := jsonContent(object{"type": "array", "items": object{"type": "object"}})
 	return object{
-		"/v1/reactions": object{"get": object{"operationId": "listReactions", "summary": "Reactions, how far they are behind, and how many streams they have parked",
+		"/v1/reactions": object{"get": object{"operationId": "listReactions", "summary": "Reactions, how far they are behind, how many streams they have parked, and how many slots are stopped",
 			"responses": responses(object{"200": object{"description": "the reactions", "content": list}}, "503")}},
 		"/v1/reactions/{name}/parked": object{"get": object{"operationId": "listParkedByReaction", "summary": "Streams whose event could not be handled", "parameters": []object{name},
 			"responses": responses(object{"200": object{"description": "the streams", "content": list}}, "503")}},
 		"/v1/reactions/{name}/parked/{stream}/{action}": object{"post": object{"operationId": "decideAboutParked", "summary": "Have a parked stream go on, with or without its event",
 			"parameters": []object{name, parameter("stream", "path", "category/id, percent-encoded"), {"name": "action", "in": "path", "required": true, "schema": object{"enum": []string{"retry", "skip"}}}},
 			"requestBody": object{"required": true, "content": jsonContent(object{"type": "object", "required": []string{"reason"}, "additionalProperties": false,
-				"properties": object{"reason": object{"type": "string", "minLength": 1}}})},
-			"responses": responses(object{"202": object{"description": "it was asked for"}}, "400", "404", "413", "503")}},
+				"properties": object{"reason": object{"type": "string", "minLength": 1},
+					"version": object{"type": []string{"integer", "string"}, "format": "int64", "description": "of the event where the stream is parked; another one is a 409 parked-elsewhere"}}})},
+			"responses": responses(object{"202": object{"description": "it was asked for"}}, "400", "404", "409", "413", "503")}},
+		"/v1/reactions/{name}/stopped": object{"get": object{"operationId": "listStoppedSlots", "summary": "Slots whose log does not go on behind what was handled", "parameters": []object{name},
+			"responses": responses(object{"200": object{"description": "the slots", "content": list}}, "503")}},
+		"/v1/reactions/{name}/stopped/{category}/{slot}/resume": object{"post": object{"operationId": "resumeStoppedSlot", "summary": "Have a stopped slot go on behind an event, which counts as handled with all before it",
+			"parameters": []object{name, parameter("category", "path", ""), parameter("slot", "path", "")},
+			"requestBody": object{"required": true, "content": jsonContent(object{"type": "object", "required": []string{"after", "reason"}, "additionalProperties": false,
+				"properties": object{"reason": object{"type": "string", "minLength": 1}, "after": object{"type": []string{"integer", "string"}, "format": "int64", "description": "the seq of that event; 0 for the beginning"}}})},
+			"responses": responses(object{"202": object{"description": "the process that runs the reaction goes on"}}, "400", "404", "413", "422", "503")}},
 	}
 }
 

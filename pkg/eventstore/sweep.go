@@ -9,7 +9,8 @@ import (
 )
 
 // KeepKeys is for how long an idempotency key is remembered unless the
-// configuration says otherwise. Event ids are remembered for ever.
+// configuration says otherwise; those of a reaction's commands as long as its event
+// may be handled again. Event ids are remembered for ever.
 const KeepKeys = 24 * time.Hour
 
 // sweepChunk bounds what one statement forgets, so that it is short.
@@ -17,7 +18,7 @@ const sweepChunk = 5000
 
 // A key that an append has just met is locked by it, and stays for now.
 const sweepSQL = `delete from refold.idempotency_key where key = any(array(
-	select key from refold.idempotency_key where recorded < clock_timestamp() - $1::interval order by recorded limit $2 for update skip locked))`
+	select key from refold.idempotency_key where recorded < clock_timestamp() - $1::interval and not refold.reaction_needs(key) order by recorded limit $2 for update skip locked))`
 
 // SweepKeys forgets the idempotency keys that are older than age, by the
 // database's clock, and returns how many. Several processes may sweep at once. What

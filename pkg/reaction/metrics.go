@@ -13,7 +13,7 @@ type metrics struct {
 	events  *prometheus.CounterVec
 	lag     prometheus.Gauge
 	parked  prometheus.Gauge
-	stopped prometheus.Counter
+	stopped prometheus.Gauge
 }
 
 // newMetrics returns the metrics of one reaction, whose name is a label.
@@ -26,8 +26,8 @@ func newMetrics(reg prometheus.Registerer, reaction string) (*metrics, error) {
 			Help: "Events that are not dealt with yet; -1 where the reaction does not run in this process.", ConstLabels: labels}),
 		parked: prometheus.NewGauge(prometheus.GaugeOpts{Name: "refold_reaction_parked_streams",
 			Help: "Streams that wait for a decision; -1 where the reaction does not run in this process.", ConstLabels: labels}),
-		stopped: prometheus.NewCounter(prometheus.CounterOpts{Name: "refold_reaction_stopped_slots_total",
-			Help: "Slots that were stopped because the log has lost events that were handled.", ConstLabels: labels}),
+		stopped: prometheus.NewGauge(prometheus.GaugeOpts{Name: "refold_reaction_stopped_slots",
+			Help: "Slots whose log does not go on behind what was handled, and that wait for a decision; -1 where the reaction does not run in this process.", ConstLabels: labels}),
 	}
 	m.idle()
 	if reg == nil {
@@ -47,14 +47,13 @@ func newMetrics(reg prometheus.Registerer, reaction string) (*metrics, error) {
 func (m *metrics) idle() {
 	m.lag.Set(-1)
 	m.parked.Set(-1)
+	m.stopped.Set(-1)
 }
 
-func (m *metrics) count(e *event.Event, err error, handled bool) {
-	switch {
-	case !handled:
-	case err != nil:
-		m.events.WithLabelValues(e.Type, "failed").Inc()
-	default:
-		m.events.WithLabelValues(e.Type, "ok").Inc()
+func (m *metrics) count(e *event.Event, err error) {
+	outcome := "ok"
+	if err != nil {
+		outcome = "failed"
 	}
+	m.events.WithLabelValues(e.Type, outcome).Inc()
 }

@@ -7,27 +7,32 @@
 // # What is promised
 //
 // Every event is handled at least once, the events of a stream in their order,
-// and none before the event before it was handled, or decided about. Commands
-// that a function runs through package aggregate take effect once while their keys
-// are kept: its context makes them idempotent by the event's id and their number
-// within the function. So a function that calls the same commands in the same order
-// for the same event may be repeated as often as crashes will have it.
+// and none before the event before it was handled, or decided about. Streams do not
+// wait for each other: one whose function takes long, or fails and is tried again,
+// takes one of Config.Workers while it runs, and holds up nothing but the progress of
+// its slot, so that more is repeated after a crash. Commands that a function runs
+// through package aggregate take effect once: its context makes them idempotent by the
+// event's id and their number within the function, and their keys are kept for as
+// long as the event may be handled again, whether that is by a crash, after a long
+// pause, or because its stream is parked. So a function that calls the same commands
+// in the same order for the same event may be repeated as often as crashes will have it.
 //
 // # What is not
 //
 // Effects outside of the log, such as a mail, may happen twice after a crash: give
 // them [Event.ID] as their key. An event is not handled at a time that anybody
 // knows, and a function does not see a read model that contains its event unless
-// it waits for it. The keys of commands are kept as long as idempotency keys are
-// (the writer's keep-keys, 24 hours): a function that is repeated after that, because
-// its stream was parked and is retried, or nobody ran the reaction for so long,
-// repeats the commands that it had done, unless their own rules refuse it.
+// it waits for it. Whoever sends a stopped slot back behind events that it has passed
+// has the functions of those repeated whose keys are gone: they go like all keys (the
+// writer's keep-keys, 24 hours) once their event is passed.
 //
 // # What a crash leaves behind
 //
 // Progress is a row for each slot in a table of its own, moved after the events
 // were handled, under a lease that one process holds. Another process takes the
-// lease when it expires, and handles again what came after the last move.
+// lease when it expires, and handles again what came after the last move. A failover
+// of the database that loses the tail of the log loses the progress over it too, so
+// that the session that notices begins anew where both agree.
 // Nothing but the log moves a reaction: a rebuild of a projection, or a topic made
 // anew, does not run it again. At its first start it skips what has happened
 // before, unless Config.FromStart asks for it.
@@ -42,6 +47,7 @@ import (
 	"regexp"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/refoldhq/refold/pkg/aggregate"
@@ -234,31 +240,125 @@ type Parked struct {
 	Since            time.Time
 	// Request is what was asked for and not carried out yet: retry, skip, or "".
 	Request string
+
+	asked [16]byte // names the request
+	seq   int64    // of the event; 0 if it is gone
 }
 
 // ErrNotParked says that a stream is not parked.
 var ErrNotParked = errors.New("the stream is not parked")
 
-// Retry has a parked stream go on with the event that could not be handled. The
-// process that runs the reaction carries it out.
-func Retry(ctx context.Context, pool *pgxpool.Pool, reaction, category, stream, reason string) error {
-	return request(ctx, pool, reaction, category, stream, "retry", reason)
+// OtherVersion says that a stream is parked at another event than the one that was
+// spoken of.
+type OtherVersion struct {
+	Category, Stream string
+	Version          int64 // of the event where it is parked
 }
 
-// Skip has a parked stream go on behind the event that could not be handled.
-func Skip(ctx context.Context, pool *pgxpool.Pool, reaction, category, stream, reason string) error {
-	return request(ctx, pool, reaction, category, stream, "skip", reason)
+func (e *OtherVersion) Error() string {
+	return fmt.Sprintf("%s/%s is parked at version %d", e.Category, e.Stream, e.Version)
 }
 
-func request(ctx context.Context, pool *pgxpool.Pool, reaction, category, stream, action, reason string) error {
-	tag, err := pool.Exec(ctx, `update refold.reaction_parked set request = $4, reason = $5 where reaction = $1 and category = $2 and stream = $3`,
-		reaction, category, stream, action, reason)
-	if err != nil {
-		return fmt.Errorf("asking to %s %s/%s: %w", action, category, stream, err)
-	}
-	if tag.RowsAffected() == 0 {
+// Retry has a parked stream go on with the event that could not be handled, which
+// has a version; 0 stands for whichever it is. The process that runs the reaction
+// carries it out. The error is [ErrNotParked] or [*OtherVersion]. A later request
+// takes the place of one that is not carried out yet.
+func Retry(ctx context.Context, pool *pgxpool.Pool, reaction, category, stream string, version int64, reason string) error {
+	return request(ctx, pool, reaction, category, stream, version, "retry", reason)
+}
+
+// Skip has a parked stream go on behind the event that could not be handled, see
+// [Retry].
+func Skip(ctx context.Context, pool *pgxpool.Pool, reaction, category, stream string, version int64, reason string) error {
+	return request(ctx, pool, reaction, category, stream, version, "skip", reason)
+}
+
+func request(ctx context.Context, pool *pgxpool.Pool, reaction, category, stream string, version int64, action, reason string) error {
+	var at int64
+	err := pool.QueryRow(ctx, `update refold.reaction_parked p set (request, reason, asked) = (
+			select case when fits then $5 else p.request end, case when fits then $6 else p.reason end, case when fits then gen_random_uuid() else p.asked end
+			from (select $4 in (0, p.version) fits) f)
+		where reaction = $1 and category = $2 and stream = $3 returning version`, reaction, category, stream, version, action, reason).Scan(&at)
+	switch {
+	case errors.Is(err, pgx.ErrNoRows):
 		return fmt.Errorf("%w: %s/%s", ErrNotParked, category, stream)
+	case err != nil:
+		return fmt.Errorf("asking to %s %s/%s: %w", action, category, stream, err)
+	case version != 0 && version != at:
+		return &OtherVersion{Category: category, Stream: stream, Version: at}
 	}
+	return wake(ctx, pool)
+}
+
+// Stopped is a slot whose log does not go on behind what was handled.
+type Stopped struct {
+	Category string    `json:"category"`
+	Slot     int16     `json:"slot"`
+	Seq      int64     `json:"seq"`   // of the last event that was handled
+	Event    *event.ID `json:"event"` // its id, which the log has not at Seq
+	Head     int64     `json:"head"`  // of the slot now
+	Since    time.Time `json:"since"`
+}
+
+// StoppedSlots returns the slots of a reaction that are stopped, in order.
+func StoppedSlots(ctx context.Context, pool *pgxpool.Pool, reaction string) ([]Stopped, error) {
+	rows, err := pool.Query(ctx, `select p.category, p.slot, p.seq, p.event,
+			coalesce((select e.seq from refold.event e join refold.category c on c.id = e.category where c.name = p.category and e.slot = p.slot order by e.seq desc limit 1), 0), p.stopped
+		from refold.reaction_progress p where p.reaction = $1 and p.stopped is not null order by p.category, p.slot`, reaction)
+	if err != nil {
+		return nil, fmt.Errorf("reading stopped slots: %w", err)
+	}
+	list := []Stopped{}
+	var s Stopped
+	var id *[16]byte
+	_, err = pgx.ForEachRow(rows, []any{&s.Category, &s.Slot, &s.Seq, &id, &s.Head, &s.Since}, func() error {
+		if s.Event = nil; id != nil {
+			known := event.ID(*id)
+			s.Event = &known
+		}
+		list = append(list, s)
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("reading stopped slots: %w", err)
+	}
+	return list, nil
+}
+
+// ErrNotStopped says that a slot is not stopped, ErrNoEvent that a slot has no event
+// with a seq.
+var (
+	ErrNotStopped = errors.New("the slot is not stopped")
+	ErrNoEvent    = errors.New("the slot has no such event")
+)
+
+// Resume has a stopped slot go on behind the event with a seq, 0 for its beginning:
+// that one and those before it count as handled.
+func Resume(ctx context.Context, pool *pgxpool.Pool, reaction, category string, slot int, after int64, reason string) error {
+	var found, resumed bool
+	err := pool.QueryRow(ctx, `
+		with at as (
+			select e.id from refold.event e join refold.category c on c.id = e.category where c.name = $2 and e.slot = $3 and e.seq = $4
+			union all
+			select null from refold.slot s join refold.category c on c.id = s.category where c.name = $2 and s.slot = $3 and s.floor = $4),
+		resumed as (
+			update refold.reaction_progress set seq = $4, event = (select id from at limit 1), stopped = null, reason = $5, updated = clock_timestamp()
+			where reaction = $1 and category = $2 and slot = $3 and stopped is not null and exists (select from at) returning 1)
+		select exists (select from at), exists (select from resumed)`, reaction, category, slot, after, reason).Scan(&found, &resumed)
+	switch {
+	case err != nil:
+		return fmt.Errorf("resuming slot %d of %s: %w", slot, reaction, err)
+	case resumed:
+		return wake(ctx, pool)
+	case !found:
+		return fmt.Errorf("%w: %s/%d/%d", ErrNoEvent, category, slot, after)
+	default:
+		return fmt.Errorf("%w: %s/%d", ErrNotStopped, category, slot)
+	}
+}
+
+// wake has the process that runs a reaction look.
+func wake(ctx context.Context, pool *pgxpool.Pool) error {
 	if _, err := pool.Exec(ctx, `notify refold_log`); err != nil {
 		return fmt.Errorf("waking the reaction: %w", err)
 	}
@@ -267,6 +367,6 @@ func request(ctx context.Context, pool *pgxpool.Pool, reaction, category, stream
 
 // ParkedStreams returns the streams that a reaction has parked, by name.
 func ParkedStreams(ctx context.Context, pool *pgxpool.Pool, reaction string) ([]Parked, error) {
-	return readParked(ctx, pool, `select category, stream, version, event, attempts, error, since, coalesce(request, '')
-		from refold.reaction_parked where reaction = $1 order by category, stream`, reaction)
+	return readParked(ctx, pool, `select `+parkedColumns+`
+		from refold.reaction_parked p where reaction = $1 order by category, stream`, reaction)
 }

@@ -197,6 +197,17 @@ func (w *writer) awaitParked(t testing.TB, n int) []reaction.Parked {
 	return list
 }
 
+// ask calls the API of reactions.
+func (w *writer) ask(t testing.TB, method, path, body string, status int) string {
+	t.Helper()
+	mux := http.NewServeMux()
+	reaction.Register(mux, w.pool)
+	answer := httptest.NewRecorder()
+	mux.ServeHTTP(answer, httptest.NewRequest(method, "/v1/reactions"+path, strings.NewReader(body)))
+	require.Equal(t, status, answer.Code, answer.Body)
+	return answer.Body.String()
+}
+
 func TestAReactionActsOnNewEventsAndSkipsHistory(t *testing.T) {
 	t.Parallel()
 	w := setup(t)
@@ -263,18 +274,11 @@ func TestAnEventThatCannotBeHandledParksItsStreamAlone(t *testing.T) {
 	require.Zero(t, calls["UserEmailVerified broken"])
 	mu.Unlock()
 
-	require.ErrorIs(t, reaction.Retry(context.Background(), w.pool, "activator", "User", "fine", "why not"), reaction.ErrNotParked)
+	require.ErrorIs(t, reaction.Retry(context.Background(), w.pool, "activator", "User", "fine", 0, "why not"), reaction.ErrNotParked)
 	mu.Lock()
 	broken = false
 	mu.Unlock()
-	mux := http.NewServeMux()
-	reaction.Register(mux, w.pool)
-	ask := func(method, path, body string, status int) string {
-		answer := httptest.NewRecorder()
-		mux.ServeHTTP(answer, httptest.NewRequest(method, "/v1/reactions"+path, strings.NewReader(body)))
-		require.Equal(t, status, answer.Code, answer.Body)
-		return answer.Body.String()
-	}
+	ask := func(method, path, body string, status int) string { return w.ask(t, method, path, body, status) }
 	require.Contains(t, ask("GET", "", "", 200), `"parked":2`)
 	require.Contains(t, ask("GET", "/activator/parked", "", 200), `"stream":"refused"`)
 	ask("POST", "/activator/parked/User%2Fbroken/explode", `{"reason":"mended"}`, 404)
@@ -282,16 +286,18 @@ func TestAnEventThatCannotBeHandledParksItsStreamAlone(t *testing.T) {
 	ask("POST", "/activator/parked/User%2Fbroken/retry", `{"cause":"x"}`, 400)
 	ask("POST", "/activator/parked/broken/retry", `{"reason":"mended"}`, 400)
 	ask("POST", "/activator/parked/User%2Ffine/retry", `{"reason":"mended"}`, 404)
-	ask("POST", "/activator/parked/User%2Fbroken/retry", `{"reason":"mended"}`, 202)
+	ask("POST", "/activator/parked/User%2Fbro%00ken/retry", `{"reason":"mended"}`, 400)
+	require.Contains(t, ask("POST", "/activator/parked/User%2Fbroken/retry", `{"reason":"mended","version":2}`, 409), `"actual":1`)
+	ask("POST", "/activator/parked/User%2Fbroken/retry", `{"reason":"mended","version":1}`, 202)
 	w.await(t, "broken", "UserCreated", "UserEmailVerified", "UserActivated", "UserLoggedIn")
 	w.awaitParked(t, 1)
 	// Behind the skipped event the account is not active, so the next one is refused too.
-	require.NoError(t, reaction.Skip(context.Background(), w.pool, "activator", "User", "refused", "not wanted"))
+	require.NoError(t, reaction.Skip(context.Background(), w.pool, "activator", "User", "refused", 0, "not wanted"))
 	require.Eventually(t, func() bool {
 		list := w.awaitParked(t, 1)
 		return list[0].Version == 2 && list[0].Request == ""
 	}, 60*time.Second, 20*time.Millisecond)
-	require.NoError(t, reaction.Skip(context.Background(), w.pool, "activator", "User", "refused", "not wanted"))
+	require.NoError(t, reaction.Skip(context.Background(), w.pool, "activator", "User", "refused", 0, "not wanted"))
 	w.awaitParked(t, 0)
 	require.Len(t, w.types(t, "refused"), 2)
 }
@@ -370,10 +376,31 @@ func TestASlotThatHasLostEventsStopsAlone(t *testing.T) {
 	}
 	w.verify(t, "a")
 	w.create(t, other)
-	run(t, w.activator(reaction.Config{}, nil))
+	stop = run(t, w.activator(reaction.Config{}, nil))
 	w.await(t, other, "UserCreated", "UserActivated")
 	require.Eventually(t, func() bool { return w.log.contains("a slot is stopped") }, 60*time.Second, 5*time.Millisecond)
 	require.Len(t, w.types(t, "a"), 3)
+	stop() // it stays stopped, whoever runs the reaction
+	run(t, w.activator(reaction.Config{}, nil))
+	var stopped []reaction.Stopped
+	require.Eventually(t, func() bool {
+		var err error
+		stopped, err = reaction.StoppedSlots(context.Background(), w.pool, "activator")
+		return err == nil && len(stopped) == 1
+	}, 60*time.Second, 5*time.Millisecond)
+	require.EqualValues(t, slot, stopped[0].Slot)
+	require.Equal(t, []int64{2, 3}, []int64{stopped[0].Seq, stopped[0].Head})
+
+	path := fmt.Sprintf("/activator/stopped/User/%d/resume", slot)
+	require.Contains(t, w.ask(t, "GET", "", "", 200), `"stopped":1`)
+	require.Contains(t, w.ask(t, "GET", "/activator/stopped", "", 200), `"head":3`)
+	w.ask(t, "POST", path, `{"after":2}`, 400)
+	w.ask(t, "POST", path, `{"after":9,"reason":"looked at the mails"}`, 422)
+	w.ask(t, "POST", fmt.Sprintf("/activator/stopped/User/%d/resume", (slot+1)%8), `{"after":0,"reason":"looked at the mails"}`, 404)
+	w.ask(t, "POST", "/activator/stopped/User/x/resume", `{"after":0,"reason":"looked at the mails"}`, 404)
+	w.ask(t, "POST", path, `{"after":2,"reason":"looked at the mails"}`, 202)
+	w.await(t, "a", "UserCreated", "UserActivated", "UserEmailVerified", "UserLoggedIn")
+	w.ask(t, "POST", path, `{"after":2,"reason":"looked at the mails"}`, 404)
 }
 
 // A function that fails behind its commands is repeated from the beginning, and

@@ -65,7 +65,7 @@ func (c *Consumer) hold(ctx context.Context) error {
 	}
 	session, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	w := &worker{Consumer: c, category: category, lease: lease, parked: make(map[string]bool), stopped: make(map[int]bool)}
+	w := &worker{Consumer: c, category: category, lease: lease}
 	var helpers sync.WaitGroup
 	woken := make(chan struct{}, 1) // one: it says that there is something, not what
 	helpers.Go(func() { cancel(c.renew(session, lease)) })
@@ -134,11 +134,7 @@ type worker struct {
 	*Consumer
 	category eventstore.Category
 	lease    *postgres.Lease
-	progress []place // by slot
-
-	mu      sync.Mutex      // guards what follows, which workers of several slots share
-	parked  map[string]bool // streams
-	stopped map[int]bool    // slots whose log has lost events
+	schedule *schedule
 }
 
 // place is how far a slot has come.
@@ -147,127 +143,170 @@ type place struct {
 	id  event.ID
 }
 
+// is tells whether two places are the same one. The id is not known of an event that
+// was archived, nor of the beginning.
+func (p place) is(other place) bool {
+	return p.seq == other.seq && (p.id == other.id || p.id.IsZero() || other.id.IsZero())
+}
+
+// run reads the log and writes down how far it is dealt with, while others handle
+// events.
 func (w *worker) run(ctx context.Context, woken <-chan struct{}) error {
 	if err := w.begin(ctx); err != nil {
 		return err
 	}
 	defer w.metrics.idle()
-	for {
-		if err := w.carryOut(ctx); err != nil {
-			return err
+	handling, ctx := errgroup.WithContext(ctx)
+	for range w.cfg.Workers {
+		handling.Go(func() error { return w.work(ctx) })
+	}
+	handling.Go(func() error {
+		defer w.schedule.close()
+		return w.keep(ctx, woken)
+	})
+	return handling.Wait()
+}
+
+// moveEvery is for how long what was dealt with is gathered before it is written
+// down, while there is more to handle.
+const moveEvery = 20 * time.Millisecond
+
+// keep feeds the schedule until ctx ends.
+func (w *worker) keep(ctx context.Context, woken <-chan struct{}) error {
+	for look := true; ; {
+		var more bool
+		if look {
+			if err := w.carryOut(ctx); err != nil {
+				return err
+			}
+			var err error
+			if more, err = w.read(ctx); err != nil {
+				return err
+			}
 		}
-		heads, err := w.reader.Heads(ctx, w.category)
-		if err != nil {
-			return err
+		poll := time.NewTimer(w.cfg.Poll)
+		look = true
+		select {
+		case <-ctx.Done():
+		case <-woken:
+		case <-poll.C:
+		case <-w.schedule.changed:
+			if w.schedule.busy() {
+				wait(ctx, moveEvery, nil)
+			}
+			look = more || !w.schedule.busy()
 		}
-		w.metrics.lag.Set(float64(w.behind(heads)))
-		more, err := w.round(ctx, heads)
-		if err != nil {
-			return err
-		}
-		if !more {
-			wait(ctx, w.cfg.Poll, woken)
-		}
+		poll.Stop()
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
+		if err := w.settle(ctx); err != nil {
+			return err
+		}
 	}
 }
 
-// behind returns how many events are not dealt with.
-func (w *worker) behind(heads []int64) (n int64) {
-	for slot, head := range heads {
-		n += max(0, head-w.progress[slot].seq)
+// settle writes down what was dealt with, and goes on with requests.
+func (w *worker) settle(ctx context.Context) error {
+	if err := w.move(ctx, w.schedule.moves()); err != nil {
+		return err
 	}
-	return n
+	for _, c := range w.schedule.takeIdle() {
+		if err := w.feed(ctx, c); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
-// batch is how many events of a slot are handled before its progress moves.
+// batch is how many events of a slot are read at once.
 const batch = 100
 
-// round handles a batch of each slot that has news.
-func (w *worker) round(ctx context.Context, heads []int64) (more bool, err error) {
-	var all errgroup.Group
-	all.SetLimit(w.cfg.Workers)
-	for slot, head := range heads {
-		if head == w.progress[slot].seq || w.isStopped(slot) { // a slot's progress is moved by its own worker only
-			continue
-		}
-		more = true
-		all.Go(func() error { return w.advance(ctx, slot) })
+// errTail says that the log is not the one that was read before. The next session
+// begins at the progress that the log of now has with it.
+var errTail = errors.New("the log does not go on where it was read last: it has lost its tail")
+
+// read takes in what slots have that were not read to their end, and tells whether
+// there is more.
+func (w *worker) read(ctx context.Context) (more bool, err error) {
+	heads, err := w.heads(ctx)
+	if err != nil {
+		return false, err
 	}
-	return more, all.Wait()
+	var behind int64
+	var reading errgroup.Group
+	reading.SetLimit(4)
+	for slot, head := range heads {
+		read, passed, stopped := w.schedule.state(slot)
+		behind += max(0, head.seq-passed.seq)
+		switch {
+		case stopped:
+			reading.Go(func() error { return w.goOn(ctx, slot) })
+		case head.is(read):
+		case !w.schedule.room(slot):
+			more = true
+		default:
+			more = more || head.seq-read.seq > batch
+			reading.Go(func() error { return w.take(ctx, slot, read) })
+		}
+	}
+	w.metrics.lag.Set(float64(behind))
+	return more, reading.Wait()
 }
 
-// advance handles the next events of a slot and moves its progress.
-func (w *worker) advance(ctx context.Context, slot int) error {
-	at := w.progress[slot]
+// take takes in the next events of a slot.
+func (w *worker) take(ctx context.Context, slot int, at place) error {
 	events, err := w.reader.SlotEvents(ctx, w.category, slot, at.seq, batch)
 	if err != nil {
 		return err
 	}
-	if len(events) == 0 || events[0].Seq != at.seq+1 || events[0].PrevID != at.id {
-		w.stop(slot, at)
+	if len(events) == 0 || !at.is(place{events[0].Seq - 1, events[0].PrevID}) {
+		if w.schedule.settled(slot) != at {
+			return errTail
+		}
+		return w.stop(ctx, slot, at)
+	}
+	w.schedule.add(slot, events, w.wanted)
+	return nil
+}
+
+func (w *worker) wanted(e *event.Event) bool { return w.handlers[e.Type] != nil }
+
+// work handles events until the schedule is closed.
+func (w *worker) work(ctx context.Context) error {
+	for {
+		c, e := w.schedule.next()
+		if c == nil || ctx.Err() != nil { // what was handled and not written down is handled again: it is idempotent
+			return context.Cause(ctx)
+		}
+		if err := w.try(ctx, c, e); err != nil {
+			return err
+		}
+	}
+}
+
+// try calls the function for an event once and decides what comes next.
+func (w *worker) try(ctx context.Context, c *chain, e *event.Event) error {
+	err := w.handle(ctx, e)
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	w.metrics.count(e, err)
+	if err == nil {
+		w.schedule.handled(c)
 		return nil
 	}
-	for i := range events {
-		e := &events[i]
-		if w.isParked(e.Stream) {
-			continue
-		}
-		attempts, err := w.insist(ctx, e)
-		switch {
-		case ctx.Err() != nil: // what was handled is handled again: it is idempotent
-			return context.Cause(ctx)
-		case err != nil:
-			if err := w.park(ctx, slot, e, attempts, err); err != nil {
-				return err
-			}
-		}
+	outcome := classify(err)
+	if outcome != waits {
+		c.attempts++
 	}
-	last := &events[len(events)-1]
-	return w.move(ctx, slot, place{last.Seq, last.ID})
-}
-
-// stop holds a slot whose log does not go on where it was left: a failover has
-// lost events that were handled, and which of those that stand there now were is
-// not known. Somebody must look, and then set the slot's progress.
-func (w *worker) stop(slot int, at place) {
-	w.log.Error("a slot is stopped: the log has lost events that were handled", "category", w.category.Name, "slot", slot, "seq", at.seq, "event_id", at.id)
-	w.metrics.stopped.Inc()
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.stopped[slot] = true
-}
-
-func (w *worker) isStopped(slot int) bool {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return w.stopped[slot]
-}
-
-func (w *worker) isParked(stream string) bool {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return w.parked[stream]
-}
-
-// insist handles an event until it succeeds, fails for good, has failed too
-// often, or ctx ends.
-func (w *worker) insist(ctx context.Context, e *event.Event) (attempts int, err error) {
-	for pause := w.cfg.Backoff; ; pause = min(2*pause, 30*time.Second) {
-		err := w.handle(ctx, e)
-		outcome := classify(err)
-		w.metrics.count(e, err, w.handlers[e.Type] != nil)
-		if outcome != waits {
-			attempts++
-		}
-		if err == nil || outcome == final || attempts >= w.cfg.Attempts || ctx.Err() != nil {
-			return attempts, err
-		}
-		w.log.Warn("an event was not handled, trying again", "category", e.Category, "stream", e.Stream, "event_id", e.ID, "event_type", e.Type, "attempt", attempts, "err", err)
-		wait(ctx, pause, nil)
+	if outcome == final || c.attempts >= w.cfg.Attempts {
+		return w.park(ctx, c, e, err)
 	}
+	c.pause = min(max(2*c.pause, w.cfg.Backoff), 30*time.Second)
+	w.log.Warn("an event was not handled, trying again", "category", e.Category, "stream", e.Stream, "event_id", e.ID, "event_type", e.Type, "attempt", c.attempts, "err", err)
+	w.schedule.later(c, c.pause)
+	return nil
 }
 
 // class is what is done about an error.
