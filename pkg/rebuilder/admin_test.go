@@ -103,12 +103,12 @@ func TestProgressNeverRunsBackwards(t *testing.T) {
 	t.Parallel()
 	w := setup(t, ownYAML)
 	w.history(40, 3)
-	var last int64
+	var last, bytes int64
 	watch := func(now Rebuild) {
-		if now.Progress.Done < last {
-			t.Errorf("progress fell from %d to %d", last, now.Progress.Done)
+		if now.Progress.Done < last || now.Progress.Bytes < bytes {
+			t.Errorf("progress fell from %d events of %d bytes to %d of %d", last, bytes, now.Progress.Done, now.Progress.Bytes)
 		}
-		last = now.Progress.Done
+		last, bytes = now.Progress.Done, now.Progress.Bytes
 	}
 	for _, point := range []string{"within load User/2", "after load User/3", ""} {
 		r := w.rebuilder()

@@ -45,8 +45,9 @@ type meter struct {
 	lag      int64
 	last     int64 // events, at the time lastAt
 	lastAt   time.Time
+	window   time.Duration // that rate is averaged over
 	rate     float64
-	greatest int64 // what was shown
+	greatest Progress // what was shown of events and bytes
 }
 
 // partMeter is the meter of one partition.
@@ -95,12 +96,13 @@ func (m *meter) read(now time.Time) Progress {
 		p.Partitions = append(p.Partitions, one)
 		p.Done, p.Total, p.Bytes = p.Done+one.Done, p.Total+one.Total, p.Bytes+part.bytes.Load()
 	}
-	m.greatest = max(m.greatest, p.Done)
-	p.Done = m.greatest
+	p.Done, p.Bytes = max(m.greatest.Done, p.Done), max(m.greatest.Bytes, p.Bytes)
+	m.greatest.Done, m.greatest.Bytes = p.Done, p.Bytes
 	if since := now.Sub(m.lastAt); m.lastAt.IsZero() {
 		m.last, m.lastAt = p.Done, now
 	} else if since >= 200*time.Millisecond {
-		weight := min(1, since.Seconds()/rateWindow.Seconds())
+		m.window = min(rateWindow, m.window+since)
+		weight := min(1, since.Seconds()/m.window.Seconds())
 		m.rate = weight*float64(p.Done-m.last)/since.Seconds() + (1-weight)*m.rate
 		m.last, m.lastAt = p.Done, now
 	}

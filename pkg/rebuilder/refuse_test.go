@@ -217,10 +217,13 @@ func TestSecondRunFailsAtOnceAndSaysWho(t *testing.T) {
 	var busy *Busy
 	require.ErrorAs(t, err, &busy)
 	require.Contains(t, busy.Owner, "the first")
+	require.ErrorAs(t, w.rebuilder().CheckFree(w.ctx, "own"), &busy)
+	require.NoError(t, first.CheckFree(w.ctx, "own"), "a run of the same name takes over")
 	_, err = w.rebuilder().Request(w.ctx, "own", Options{})
 	require.ErrorAs(t, err, &busy)
 	close(release)
 	require.NoError(t, <-ended)
+	require.NoError(t, w.rebuilder().CheckFree(w.ctx, "own"))
 }
 
 func TestCancelDropsItsOwnTableOnly(t *testing.T) {

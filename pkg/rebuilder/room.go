@@ -8,7 +8,7 @@ import (
 )
 
 // ErrNoRoom says that Postgres has no sessions left for what a rebuild makes.
-var ErrNoRoom = errors.New("Postgres has too few sessions left")
+var ErrNoRoom = errors.New("too few sessions of Postgres are left")
 
 // room is how many sessions the server allows, and how many are taken.
 type room struct{ allowed, taken int }

@@ -144,7 +144,7 @@ func (j *job) begin(ctx context.Context, kind Kind, options Options) error {
 	j.rebuild.State, j.rebuild.Owner = Running, j.cfg.Owner
 	j.id, j.log = j.rebuild.ID, j.log.With("rebuild", j.rebuild.ID)
 	j.limiter.rate = float64(options.Rate)
-	j.meter.greatest = j.rebuild.Progress.Done
+	j.meter.greatest = j.rebuild.Progress
 	if j.rebuild.wish == "pause" {
 		j.limiter.pause()
 	}

@@ -71,9 +71,26 @@ func (r *Rebuilder) acquireOn(ctx context.Context, s *session, name string) (*po
 	}
 }
 
+// CheckFree is a *[Busy] while another process runs a rebuild of a projection. It
+// takes nothing: [Rebuilder.Run] decides.
+func (r *Rebuilder) CheckFree(ctx context.Context, name string) error {
+	var owner string
+	err := r.pool.QueryRow(ctx, `select owner from refold.lease where name = $1 and expires > clock_timestamp()`, leaseName(name)).Scan(&owner)
+	if errors.Is(err, pgx.ErrNoRows) || err == nil && strings.HasPrefix(owner, r.cfg.Owner+" (backend ") {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("asking who rebuilds %s: %w", name, err)
+	}
+	if alive, err := r.alive(ctx, r.pool, owner); err != nil || !alive {
+		return err
+	}
+	return &Busy{Projection: name, Owner: owner}
+}
+
 // alive tells whether the backend that a holder named is still connected.
-func (r *Rebuilder) alive(ctx context.Context, conn *pgx.Conn, owner string) (alive bool, err error) {
-	rows, err := conn.Query(ctx, `select pid, backend_start from pg_stat_activity where application_name like 'refold-rebuild-%'`)
+func (r *Rebuilder) alive(ctx context.Context, q querier, owner string) (alive bool, err error) {
+	rows, err := q.Query(ctx, `select pid, backend_start from pg_stat_activity where application_name like 'refold-rebuild-%'`)
 	if err != nil {
 		return false, fmt.Errorf("looking for the holder of a lease: %w", err)
 	}

@@ -80,7 +80,11 @@ func (s *rebuildShow) draw(r rebuilder.Rebuild) {
 		status += "  " + p.Why
 	}
 	s.status.Store(status)
-	s.name.Store(fmt.Sprintf("%s v%d ", r.Projection, r.Version))
+	name := r.Projection + " "
+	if r.Version > 0 {
+		name += fmt.Sprintf("v%d ", r.Version)
+	}
+	s.name.Store(name)
 	if s.page == nil {
 		s.page = mpb.New(mpb.WithOutput(s.out), mpb.WithRefreshRate(100*time.Millisecond))
 		s.total = s.page.AddBar(max(1, p.Total), mpb.BarPriority(0), mpb.PrependDecorators(decor.Any(text(&s.name)), decor.Percentage(decor.WCSyncSpace)),
