@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"runtime/debug"
 	"strconv"
@@ -141,6 +142,13 @@ type rebuildRunCommand struct {
 
 // Run runs one rebuild to its end.
 func (r *rebuildRunCommand) Run(ctx context.Context, s *Settings, c *RebuildCommands) error {
+	show := newRebuildShow(os.Stderr, c.Output == "json")
+	if show.bars {
+		s.LogLevel = max(s.LogLevel, slog.LevelWarn) // the bars show what else is logged
+	}
+	if err := c.with(ctx, s, func(b *rebuilder.Rebuilder) error { return b.CheckFree(ctx, r.Name) }); err != nil {
+		return err // and not that another run has taken the admin address
+	}
 	h, err := NewHost(s, "rebuild", r.Admin)
 	if err != nil {
 		return err
@@ -152,7 +160,6 @@ func (r *rebuildRunCommand) Run(ctx context.Context, s *Settings, c *RebuildComm
 		return err
 	}
 	defer pool.Close()
-	show := newRebuildShow(os.Stderr, c.Output == "json")
 	options := rebuilder.Options{Promote: r.Promote, Source: rebuilder.Source(r.Source), Verify: rebuilder.Verification(r.Verify), MemoryBytes: int64(r.Memory),
 		Rate: r.Rate, Parallel: r.Parallel, Keep: rebuilder.Duration(r.Keep), Fresh: r.Fresh, Back: r.Back, Force: r.Force}
 	work := &work{name: r.Name, do: func(ctx context.Context) error {

@@ -85,9 +85,9 @@ func (s *rebuildShow) draw(r rebuilder.Rebuild) {
 		name += fmt.Sprintf("v%d ", r.Version)
 	}
 	s.name.Store(name)
-	if s.page == nil {
-		s.page = mpb.New(mpb.WithOutput(s.out), mpb.WithRefreshRate(100*time.Millisecond))
-		s.total = s.page.AddBar(max(1, p.Total), mpb.BarPriority(0), mpb.PrependDecorators(decor.Any(text(&s.name)), decor.Percentage(decor.WCSyncSpace)),
+	if s.page == nil { // of no total yet: a bar that has reached its first one is done for good
+		s.page = mpb.New(mpb.WithOutput(s.out), mpb.WithAutoRefresh(), mpb.WithRefreshRate(100*time.Millisecond))
+		s.total = s.page.AddBar(0, mpb.BarPriority(0), mpb.PrependDecorators(decor.Any(text(&s.name)), decor.Percentage(decor.WCSyncSpace)),
 			mpb.AppendDecorators(decor.Any(text(&s.status))))
 	}
 	s.total.SetTotal(max(1, p.Total), false)
@@ -96,11 +96,12 @@ func (s *rebuildShow) draw(r rebuilder.Rebuild) {
 		name := fmt.Sprintf("%s/%d", part.Category, part.Partition)
 		bar := s.parts[name]
 		if bar == nil && part.Done > 0 && len(s.parts) < 16 {
-			bar = s.page.AddBar(max(1, part.Total), mpb.BarPriority(1+part.Partition), mpb.PrependDecorators(decor.Name("  "+name+" "), decor.Percentage(decor.WCSyncSpace)),
+			bar = s.page.AddBar(0, mpb.BarPriority(1+part.Partition), mpb.PrependDecorators(decor.Name("  "+name+" "), decor.Percentage(decor.WCSyncSpace)),
 				mpb.AppendDecorators(decor.CountersNoUnit("%d / %d")))
 			s.parts[name] = bar
 		}
 		if bar != nil {
+			bar.SetTotal(part.Total, false)
 			bar.SetCurrent(part.Done)
 		}
 	}
