@@ -192,6 +192,16 @@ func (k *Kafka) properties(n *node) string {
 	return b.String()
 }
 
+// Tool runs one of Kafka's own command-line tools, by the name of its class, and
+// returns what it prints.
+func (k *Kafka) Tool(ctx context.Context, class string, args ...string) (string, error) {
+	out, err := k.java(ctx, class, args...).CombinedOutput()
+	if err != nil {
+		return string(out), fmt.Errorf("running %s: %w: %s", class, err, out)
+	}
+	return string(out), nil
+}
+
 // java returns a command that runs a class of Kafka.
 func (k *Kafka) java(ctx context.Context, class string, args ...string) *exec.Cmd {
 	options := []string{"-Xms128m", "-Xmx360m", "-XX:+UseSerialGC", "-Xshare:auto", "-Djava.awt.headless=true", "-Dlog4j2.level=WARN",

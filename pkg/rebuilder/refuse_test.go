@@ -22,6 +22,13 @@ func (w *world) truncate(partition int32, before int64) {
 	require.NoError(w.t, err)
 }
 
+// relayed has the relay's cursors stand where version 1 is.
+func (w *world) relayed() {
+	w.t.Helper()
+	w.exec(`insert into refold.relay_partition (category, generation, partition, slots, seqs, ids)
+		select c.id, p.generation, p.partition, p.slots, p.seqs, p.last_ids from refold.progress p join refold.category c on c.name = p.category where p.version = 1`)
+}
+
 func (w *world) run(name string, options Options) (Rebuild, error) {
 	return w.rebuilder().Run(w.ctx, name, options, nil)
 }
@@ -59,8 +66,7 @@ func TestRecreatedTopicIsRefusedOrReadFromTheEventStore(t *testing.T) {
 	w.settle("own", 1)
 	stop()
 	admin := kadm.NewClient(w.client)
-	w.exec(`insert into refold.relay_partition (category, generation, partition, slots, seqs, ids)
-		select c.id, p.generation, p.partition, p.slots, p.seqs, p.last_ids from refold.progress p join refold.category c on c.name = p.category where p.version = 1`)
+	w.relayed()
 	_, err := admin.DeleteTopic(w.ctx, w.topic())
 	require.NoError(t, err)
 	_, err = kafka.EnsureTopic(w.ctx, admin, w.topic(), 4)

@@ -92,6 +92,9 @@ func (p *platform) newLive(ctx context.Context, appended int) (*live, error) {
 	if l.payload, err = created.Newest().EncodeJSON(avro.AppendFrame(nil, ids["User"]["UserCreated"]), strictjson.NewReader([]byte(`{"id":"x","email":"x@example.com","isActive":true}`))); err != nil {
 		return nil, err
 	}
+	if err := l.store.EnsureCategories(ctx, pool, []eventstore.CategorySpec{{Name: "User", Slots: contract.Slots, Partitions: contract.Partitions, Topic: kafka.TopicName(p.prefix, "User")}}); err != nil {
+		return nil, err
+	}
 	l.rebuilds = rebuilder.New(rebuilder.Config{DatabaseURL: p.url, Kafka: kafka.Config{Brokers: p.bench.kafka.Brokers()}, Prefix: p.prefix},
 		rebuilder.Deps{Pool: pool, Schemas: schemas, Contracts: loaded, Definitions: definitions, Logger: p.bench.log})
 	running, cancel := context.WithCancel(ctx)
