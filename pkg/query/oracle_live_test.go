@@ -178,7 +178,7 @@ func (p *past) judgedWalk(t *testing.T, q *generatedQuery, replicas []*replica) 
 	values := maps.Clone(q.values)
 	var rows []walked
 	versions = map[string]bool{}
-	for next := ""; ; pages++ {
+	for ; ; pages++ {
 		a := replicas[pages%len(replicas)].get(items+"?"+values.Encode(), "Refold-Token", token, "Refold-Wait", "30s")
 		if a.status != http.StatusOK {
 			t.Errorf("%v: %d %s", values, a.status, a.body)
@@ -193,10 +193,10 @@ func (p *past) judgedWalk(t *testing.T, q *generatedQuery, replicas []*replica) 
 		if l.Next == nil {
 			break
 		}
-		if next = *l.Next; len(l.Rows) == 0 {
+		if len(l.Rows) == 0 {
 			t.Errorf("%v: a page without rows has a next one", values)
 		}
-		values.Set("cursor", next)
+		values.Set("cursor", *l.Next)
 	}
 	end := time.Now()
 	if len(versions) > 1 && !q.steady() {
