@@ -22,6 +22,7 @@ type Answer struct {
 	asked    event.Token
 	stream   string // the row's key, when one stream feeds it
 	byStream bool
+	text     string // of the token, where it was made before
 }
 
 // Token returns what the answer contains: a client that sends it with the next
@@ -47,7 +48,10 @@ func (a Answer) Token() event.Token {
 
 // TokenText is Token().String().
 func (a Answer) TokenText() string {
-	if !a.byStream {
+	switch {
+	case a.text != "":
+		return a.text
+	case !a.byStream:
 		return a.progress.TokenText()
 	}
 	return a.Token().String()
@@ -140,6 +144,9 @@ func (a *asking) attempt(ctx context.Context, first bool) (from Answer, again bo
 		if pinned && isGone(err) {
 			err = ErrCursorExpired
 		}
+	}
+	if err == nil {
+		return from, false, nil, nil
 	}
 	var wrong *QueryError
 	switch {

@@ -30,10 +30,11 @@ type cacheKey struct {
 
 // entry is a kept answer. It never changes.
 type entry struct {
-	row  []byte // of a query by key, nil: no such row
-	page *Page  // of a list
-	keys []uint32
-	of   *snapshot
+	row   []byte // of a query by key, nil: no such row
+	token string // of that row, when one stream feeds it
+	page  *Page  // of a list
+	keys  []uint32
+	of    *snapshot
 }
 
 // entryOverhead estimates what an entry takes besides its rows, in bytes; its
@@ -41,7 +42,7 @@ type entry struct {
 const entryOverhead = 400
 
 func (k cacheKey) weigh(e *entry) uint32 {
-	n := entryOverhead + len(k.query) + len(e.row) + 4*len(e.keys)
+	n := entryOverhead + len(k.query) + len(e.row) + len(e.token) + 4*len(e.keys)
 	if e.page != nil {
 		n += e.page.size()
 	}

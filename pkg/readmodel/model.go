@@ -25,6 +25,7 @@ type Model struct {
 	id       versionID
 	stamps   *stamps
 	getter   *getter
+	indexes  [][]string // the fields of each index of values in order, the primary key's last
 	estimate estimate
 }
 
@@ -132,7 +133,7 @@ func (m *models) model(e catalogueEntry) (*Model, error) {
 		return nil, err
 	}
 	id := versionID{e.Projection, e.Number}
-	model := &Model{Version: e.Version, Plan: plan, revision: e.Revision, row: rowSQL(e.Version, plan), id: id, stamps: m.validity.of(id)}
+	model := &Model{Version: e.Version, Plan: plan, revision: e.Revision, row: rowSQL(e.Version, plan), id: id, stamps: m.validity.of(id), indexes: indexesOf(plan)}
 	model.getter = newGetter(m.pool, m.validity, e.Version, model.row)
 	m.byLeaf[e.Leaf] = model
 	return model, nil

@@ -164,12 +164,18 @@ func (r *Reader) Get(ctx context.Context, name, key string, fresh Fresh) (row []
 			return nil, err
 		}
 		e = &entry{row: c.row, keys: []uint32{HashKey(key)}, of: c.of}
+		if !m.Plan.Shared() {
+			e.token = Answer{progress: c.of.progress, stream: key, byStream: true}.TokenText()
+		}
 		if c.of.serves(m) {
 			r.cache.keep(m, k, e)
 		}
 		return e.of, nil
 	})
 	from.stream = key
+	if e != nil && len(fresh.Token) == 0 {
+		from.text = e.token
+	}
 	if err == nil && e.row == nil {
 		err = ErrNoRow
 	}

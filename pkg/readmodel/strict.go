@@ -96,7 +96,7 @@ func (m *Model) served(where Condition, order []term) error {
 	if fixed == useList || len(conjuncts(where)) == 1 && conjuncts(where)[0].op == opOr {
 		return nil // what an index has found is sorted
 	}
-	for _, index := range m.indexes() {
+	for _, index := range m.indexes {
 		if orderServed(where, index, order) {
 			return nil
 		}
@@ -115,10 +115,10 @@ func (m *Model) served(where Condition, order []term) error {
 	return m.refuse("order", fields)
 }
 
-// indexes returns the fields of each index of values in order, the primary key's
+// indexesOf returns the fields of each index of values in order, the primary key's
 // last.
-func (m *Model) indexes() (list [][]string) {
-	for _, x := range m.Plan.Indexes() {
+func indexesOf(plan *projection.Plan) (list [][]string) {
+	for _, x := range plan.Indexes() {
 		if !x.Contains {
 			list = append(list, append(slices.Clone(x.Fields), "key"))
 		}
@@ -144,7 +144,7 @@ func (m *Model) filterServed(c Condition) (by use, ok bool) {
 		if m.contains(p) {
 			by, ok = max(by, useList), true
 		}
-		for _, index := range m.indexes() {
+		for _, index := range m.indexes {
 			if index[0] == p.field && p.use() != useNone {
 				by, ok = max(by, p.use()), true
 			}
