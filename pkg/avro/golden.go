@@ -2,6 +2,7 @@ package avro
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
@@ -11,6 +12,8 @@ import (
 	"path"
 	"regexp"
 	"strings"
+
+	"github.com/refoldhq/refold/pkg/strictjson"
 )
 
 // Golden are payloads of one version of an event type, kept for ever in a file
@@ -40,20 +43,51 @@ func goldenFile(category, typ string, version int) string {
 	return path.Join("golden", category, fmt.Sprintf("%s.v%d.json", typ, version))
 }
 
-// NewGolden makes the file of a version that has none: payloads of all kinds.
-func NewGolden(schema *Schema) ([]byte, error) {
+// goldenAttempts is how many samples are made to find payloads that can be upcast.
+const goldenAttempts = 4096
+
+// NewGolden makes the file of a version of a type that has none: payloads of all
+// kinds, those that can be read as the newest version. Where an upcaster takes
+// nothing that chance makes, such as an owner of two names, examples are needed: data
+// in JSON as the API takes it, which are the payloads then.
+func (t *EventType) NewGolden(schema *Schema, examples [][]byte) ([]byte, error) {
 	g := Golden{Fingerprint: fingerprintText(schema)}
-	r := rand.New(rand.NewPCG(1, 2))
-	for range goldenEvents {
-		payload := schema.Sample(nil, r)
+	var refused error
+	add := func(payload []byte) error {
 		doc, err := schema.AppendJSON(nil, payload)
 		if err != nil {
-			return nil, fmt.Errorf("reading a sample of %s: %w", schema.Name(), err)
+			return fmt.Errorf("reading a payload of %s: %w", schema.Name(), err)
 		}
 		e := GoldenEvent{Bytes: hex.EncodeToString(payload), Data: doc}
+		if refused = t.checkGoldenEvent(schema, &e); refused != nil {
+			return nil
+		}
 		if known := len(g.Events); known == 0 || g.Events[known-1].Bytes != e.Bytes { // an event without fields has one payload
 			g.Events = append(g.Events, e)
 		}
+		return nil
+	}
+	for _, example := range examples {
+		doc := strictjson.NewReader(example)
+		payload, err := schema.EncodeJSON(nil, doc)
+		if err = cmp.Or(err, doc.End()); err == nil {
+			err = add(payload)
+		}
+		if err = cmp.Or(err, refused); err != nil {
+			return nil, fmt.Errorf("the example %s of %s: %w", example, schema.Name(), err)
+		}
+	}
+	r := rand.New(rand.NewPCG(1, 2))
+	for made, taken := 0, 0; len(examples) == 0 && made < goldenAttempts && taken < goldenEvents; made++ {
+		if err := add(schema.Sample(nil, r)); err != nil {
+			return nil, err
+		}
+		if refused == nil {
+			taken++
+		}
+	}
+	if len(g.Events) == 0 {
+		return nil, fmt.Errorf("no sample of version %d of %s can be read as the newest version: name an example of its data: %w", t.VersionOf(schema), schema.Name(), refused)
 	}
 	var out bytes.Buffer
 	e := json.NewEncoder(&out)
@@ -70,7 +104,7 @@ func fingerprintText(schema *Schema) string {
 
 // MissingGolden calls yield for every version of the contracts that has no golden
 // file in the folder.
-func (c *Contracts) MissingGolden(fsys fs.FS, yield func(file string, schema *Schema) error) error {
+func (c *Contracts) MissingGolden(fsys fs.FS, yield func(file string, t *EventType, schema *Schema) error) error {
 	for _, category := range c.categories {
 		for _, t := range category.Types {
 			for i, schema := range t.Versions {
@@ -78,7 +112,7 @@ func (c *Contracts) MissingGolden(fsys fs.FS, yield func(file string, schema *Sc
 				if _, err := fs.Stat(fsys, file); !errors.Is(err, fs.ErrNotExist) {
 					continue
 				}
-				if err := yield(file, schema); err != nil {
+				if err := yield(file, t, schema); err != nil {
 					return err
 				}
 			}
@@ -103,7 +137,7 @@ func (c *Contracts) CheckGolden(fsys fs.FS) (payloads int, _ error) {
 		payloads += n
 		failures = append(failures, err)
 	}
-	err = c.MissingGolden(fsys, func(file string, _ *Schema) error {
+	err = c.MissingGolden(fsys, func(file string, _ *EventType, _ *Schema) error {
 		failures = append(failures, fmt.Errorf("%s: the version has no golden file yet: `writer schema golden` writes it", file))
 		return nil
 	})

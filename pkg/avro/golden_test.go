@@ -3,6 +3,7 @@ package avro_test
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"io"
 	"maps"
 	"math/rand/v2"
@@ -49,8 +50,8 @@ func contractsOf(t testing.TB, fsys fstest.MapFS, upcasters ...avro.Upcaster) *a
 func golden(t testing.TB, fsys fstest.MapFS, upcasters ...avro.Upcaster) fstest.MapFS {
 	t.Helper()
 	with := maps.Clone(fsys)
-	require.NoError(t, contractsOf(t, fsys, upcasters...).MissingGolden(fsys, func(file string, schema *avro.Schema) error {
-		raw, err := avro.NewGolden(schema)
+	require.NoError(t, contractsOf(t, fsys, upcasters...).MissingGolden(fsys, func(file string, t *avro.EventType, schema *avro.Schema) error {
+		raw, err := t.NewGolden(schema, nil)
 		with[file] = &fstest.MapFile{Data: raw}
 		return err
 	}))
@@ -106,6 +107,42 @@ func TestAShippedVersionNeitherChangesNorGoes(t *testing.T) {
 	_, err = contractsOf(t, later, splitPaid()).CheckGolden(later)
 	require.ErrorContains(t, err, "cannot be read as version 3")
 	require.ErrorContains(t, err, "a payer of one name")
+}
+
+// What an upcaster refuses was never shipped, so it is no golden event: samples that
+// it takes are, or the examples of somebody who knows it.
+func TestGoldenEventsAreThoseThatCanBeUpcast(t *testing.T) {
+	t.Parallel()
+	picky := avro.Upcast("Payment", "Paid", 2, func(old payment2) (payment3, error) {
+		if old.Amount < 0 {
+			return payment3{}, errors.New("a negative amount")
+		}
+		return payment3{First: old.Payer, Currency: old.Currency}, nil
+	})
+	shipped := golden(t, files(paidV1, paidV2, paidV3), picky)
+	n, err := contractsOf(t, shipped, picky).CheckGolden(shipped)
+	require.NoError(t, err)
+	require.Equal(t, 12, n)
+
+	only := avro.Upcast("Payment", "Paid", 2, func(old payment2) (payment3, error) {
+		if old.Payer != "Ada Byron" {
+			return payment3{}, errors.New("somebody unknown")
+		}
+		return payment3{First: "Ada", Currency: old.Currency}, nil
+	})
+	contracts := contractsOf(t, files(paidV1, paidV2, paidV3), only)
+	category, _ := contracts.Category("Payment")
+	typ, _ := category.Type("Paid")
+	_, err = typ.NewGolden(typ.Versions[1], nil)
+	require.ErrorContains(t, err, "no sample of version 2 of Paid can be read as the newest version: name an example")
+	require.ErrorContains(t, err, "somebody unknown")
+	for _, example := range []string{`{"payer":"Ada","amount":1,"currency":"EUR"}`, `{"payer":"Ada Byron"`, `{"payer":"Ada Byron","amount":1,"currency":"EUR"}}`} {
+		_, err = typ.NewGolden(typ.Versions[1], [][]byte{[]byte(example)})
+		require.Error(t, err, example)
+	}
+	raw, err := typ.NewGolden(typ.Versions[1], [][]byte{[]byte(`{"payer":"Ada Byron","amount":1,"currency":"EUR"}`)})
+	require.NoError(t, err)
+	require.Contains(t, string(raw), "Ada Byron")
 }
 
 func fingerprintIn(t *testing.T, file []byte) string {

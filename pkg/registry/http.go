@@ -22,6 +22,9 @@ const (
 	codeInvalid     = 42201
 	codeBadVersion  = 42202
 	codeBadLevel    = 42203
+	codeBadMode     = 42204
+	codeForbidden   = 42205
+	codeNoMode      = 40409
 	codeUnavailable = 50001
 )
 
@@ -36,23 +39,29 @@ func Handler(r *Registry) http.Handler {
 	h := handler{r}
 	mux := http.NewServeMux()
 	for pattern, f := range map[string]func(*http.Request) (any, error){
-		"GET /subjects":                              h.subjects,
-		"POST /subjects/{subject}":                   h.find,
-		"GET /subjects/{subject}/versions":           h.versions,
-		"POST /subjects/{subject}/versions":          h.register,
-		"GET /subjects/{subject}/versions/{version}": h.version,
-		"GET /schemas/ids/{id}":                      h.schema,
-		"GET /schemas/ids/{id}/versions":             h.usages,
-		"GET /schemas/ids/{id}/subjects":             h.usingSubjects,
-		"GET /schemas/types":                         func(*http.Request) (any, error) { return []string{"AVRO"}, nil },
-		"GET /config":                                h.config,
-		"PUT /config":                                h.setConfig,
-		"GET /config/{subject}":                      h.config,
-		"PUT /config/{subject}":                      h.setConfig,
-		"DELETE /config":                             h.resetConfig,
-		"DELETE /config/{subject}":                   h.resetConfig,
-		"GET /mode":                                  mode,
-		"GET /mode/{subject}":                        mode,
+		"GET /subjects":                                 h.subjects,
+		"POST /subjects/{subject}":                      h.find,
+		"GET /subjects/{subject}/versions":              h.versions,
+		"POST /subjects/{subject}/versions":             h.register,
+		"GET /subjects/{subject}/versions/{version}":    h.version,
+		"GET /schemas/ids/{id}":                         h.schema,
+		"GET /schemas/ids/{id}/versions":                h.usages,
+		"GET /schemas/ids/{id}/subjects":                h.usingSubjects,
+		"GET /schemas/types":                            func(*http.Request) (any, error) { return []string{"AVRO"}, nil },
+		"GET /config":                                   h.config,
+		"PUT /config":                                   h.setConfig,
+		"GET /config/{subject}":                         h.config,
+		"PUT /config/{subject}":                         h.setConfig,
+		"DELETE /config":                                h.resetConfig,
+		"DELETE /config/{subject}":                      h.resetConfig,
+		"GET /mode":                                     mode,
+		"GET /mode/{subject}":                           mode,
+		"PUT /mode":                                     setMode,
+		"PUT /mode/{subject}":                           setMode,
+		"DELETE /mode":                                  resetMode,
+		"DELETE /mode/{subject}":                        resetMode,
+		"DELETE /subjects/{subject}":                    h.deleteSubject,
+		"DELETE /subjects/{subject}/versions/{version}": h.deleteVersion,
 		"POST /compatibility/subjects/{subject}/versions/{version}": h.compatible,
 		"POST /compatibility/subjects/{subject}/versions":           h.compatible,
 		"GET /{$}": func(*http.Request) (any, error) { return struct{}{}, nil },
@@ -331,4 +340,46 @@ func (h handler) resetConfig(r *http.Request) (any, error) {
 	return map[string]any{"compatibilityLevel": level}, h.registry.ResetCompatibility(r.Context(), r.PathValue("subject"))
 }
 
+// Nothing is deleted: the log holds events that were written with the schemas, and
+// versions that are compared with new ones must not be forgotten. What does not exist
+// is said to be missing, as without this rule.
+func (h handler) deleteSubject(r *http.Request) (any, error) {
+	if _, err := h.registry.Versions(r.Context(), r.PathValue("subject")); err != nil {
+		return nil, err
+	}
+	return nil, errForbidden(r.PathValue("subject"))
+}
+
+func (h handler) deleteVersion(r *http.Request) (any, error) {
+	if _, err := h.lookup(r); err != nil {
+		return nil, err
+	}
+	return nil, errForbidden(r.PathValue("subject"))
+}
+
+func errForbidden(subject string) error {
+	return &apiError{codeForbidden, fmt.Sprintf("Operation not permitted: schemas of subject '%s' are kept for ever, as events in the log were written with them", subject)}
+}
+
+// mode is the same for all subjects and does not change.
 func mode(*http.Request) (any, error) { return map[string]any{"mode": "READWRITE"}, nil }
+
+func setMode(r *http.Request) (any, error) {
+	var body struct{ Mode string }
+	err := json.NewDecoder(r.Body).Decode(&body)
+	switch {
+	case err == nil && body.Mode == "READWRITE":
+		return mode(r)
+	case err == nil && slices.Contains([]string{"READONLY", "READONLY_OVERRIDE", "IMPORT", "FORWARD"}, body.Mode):
+		return nil, &apiError{codeForbidden, "Operation not permitted: the mode is READWRITE and does not change"}
+	default:
+		return nil, &apiError{codeBadMode, "Invalid mode. Valid values are READWRITE, READONLY, READONLY_OVERRIDE, IMPORT and FORWARD"}
+	}
+}
+
+func resetMode(r *http.Request) (any, error) {
+	if subject := r.PathValue("subject"); subject != "" {
+		return nil, &apiError{codeNoMode, fmt.Sprintf("Subject '%s' does not have subject-level mode configured", subject)}
+	}
+	return mode(r)
+}

@@ -244,7 +244,12 @@ func compatibility(ctx context.Context, q querier, subject string) (level avro.L
 
 // SetCompatibility sets the level of a subject, or that of all others for "".
 func (r *Registry) SetCompatibility(ctx context.Context, subject string, level avro.Level) error {
-	_, err := r.pool.Exec(ctx, `insert into refold.registry_config values ($1, $2) on conflict (subject) do update set compatibility = excluded.compatibility`, subject, level)
+	return r.setCompatibility(ctx, subject, level, false)
+}
+
+func (r *Registry) setCompatibility(ctx context.Context, subject string, level avro.Level, contract bool) error {
+	_, err := r.pool.Exec(ctx, `insert into refold.registry_config (subject, compatibility, contract) values ($1, $2, $3)
+		on conflict (subject) do update set compatibility = excluded.compatibility, contract = excluded.contract`, subject, level, contract)
 	if err != nil {
 		return fmt.Errorf("setting the compatibility of %s: %w", subject, err)
 	}
@@ -288,13 +293,20 @@ func (r *Registry) RegisterContracts(ctx context.Context, contracts *avro.Contra
 	return ids, nil
 }
 
-// adoptLevel has a category's level hold for a subject; "" leaves the subject's.
+// adoptLevel has a category's level hold for a subject. Where the category has none
+// the subject's own stays, unless it came from the category too.
 func (r *Registry) adoptLevel(ctx context.Context, subject string, level avro.Level) error {
-	if level == "" {
+	var now avro.Level
+	var contract bool
+	err := r.pool.QueryRow(ctx, `select compatibility, contract from refold.registry_config where subject = $1`, subject).Scan(&now, &contract)
+	switch {
+	case err != nil && !errors.Is(err, pgx.ErrNoRows):
+		return fmt.Errorf("reading the compatibility of %s: %w", subject, err)
+	case level == "" && contract:
+		return r.ResetCompatibility(ctx, subject)
+	case level == "" || level == now && contract:
 		return nil
+	default:
+		return r.setCompatibility(ctx, subject, level, true)
 	}
-	if now, own, err := r.Compatibility(ctx, subject); err != nil || own && now == level {
-		return err
-	}
-	return r.SetCompatibility(ctx, subject, level)
 }

@@ -11,10 +11,12 @@ import (
 	"net/http/httptest"
 	"sync"
 	"testing"
+	"testing/fstest"
 
 	"github.com/stretchr/testify/require"
 	"github.com/twmb/franz-go/pkg/sr"
 
+	"github.com/refoldhq/refold/pkg/avro"
 	"github.com/refoldhq/refold/pkg/devstack"
 	"github.com/refoldhq/refold/pkg/postgres"
 	"github.com/refoldhq/refold/pkg/registry"
@@ -166,6 +168,71 @@ func TestErrorsHaveConfluentsCodes(t *testing.T) {
 		require.NoError(t, result.Err)
 		require.Equal(t, sr.ModeReadWrite, result.Mode)
 	}
+}
+
+// A schema never goes, nor its place among the versions: events were written with it.
+func TestNothingIsDeletedAndTheModeDoesNotChange(t *testing.T) {
+	t.Parallel()
+	client, ctx := setup(t), t.Context()
+	created, err := client.CreateSchema(ctx, "s", avroSchema(v1))
+	require.NoError(t, err)
+	for _, how := range []sr.DeleteHow{sr.SoftDelete, sr.HardDelete} {
+		_, err = client.DeleteSubject(ctx, "s", how)
+		refused(t, err, 42205, "kept for ever")
+		refused(t, client.DeleteSchema(ctx, "s", 1, how), 42205)
+		_, err = client.DeleteSubject(ctx, "nobody", how)
+		refused(t, err, 40401)
+		refused(t, client.DeleteSchema(ctx, "s", 2, how), 40402)
+	}
+	again, err := client.SchemaByVersion(ctx, "s", 1)
+	require.NoError(t, err)
+	require.Equal(t, created.ID, again.ID)
+	for _, result := range client.SetMode(ctx, sr.ModeReadOnly, "s") {
+		refused(t, result.Err, 42205)
+	}
+	for _, result := range client.SetMode(ctx, sr.ModeReadWrite) {
+		require.NoError(t, result.Err)
+	}
+	for _, result := range client.ResetMode(ctx, "s") {
+		refused(t, result.Err, 40409)
+	}
+}
+
+// A level that a category has sets that of its subjects, and goes with it; one that
+// somebody has set over the API stays.
+func TestALevelGoesWithTheCategorysOwn(t *testing.T) {
+	t.Parallel()
+	pool := devstack.MigratedDatabase(t)
+	r := registry.New(pool)
+	register := func(level string) {
+		t.Helper()
+		files := fstest.MapFS{"events/Account/Opened.v1.avsc": {Data: []byte(v1)}}
+		if level != "" {
+			files["events/Account/category.yaml"] = &fstest.MapFile{Data: []byte("compatibility: " + level)}
+		}
+		contracts, err := avro.LoadContracts(files)
+		require.NoError(t, err)
+		_, err = r.RegisterContracts(t.Context(), contracts, func(string) string { return "accounts" })
+		require.NoError(t, err)
+	}
+	holds := func(level avro.Level, own bool) {
+		t.Helper()
+		is, isOwn, err := r.Compatibility(t.Context(), "accounts-Opened")
+		require.NoError(t, err)
+		require.Equal(t, level, is)
+		require.Equal(t, own, isOwn)
+	}
+	register("FULL")
+	holds(avro.Level("FULL"), true)
+	register("")
+	holds(avro.BackwardTransitive, false)
+	require.NoError(t, r.SetCompatibility(t.Context(), "accounts-Opened", avro.Level("FORWARD")))
+	register("")
+	holds(avro.Level("FORWARD"), true)
+	register("FULL")
+	holds(avro.Level("FULL"), true)
+	register("")
+	holds(avro.BackwardTransitive, false)
 }
 
 func TestAnySchemaIsCompatibleWithASubjectThatDoesNotExist(t *testing.T) {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"os"
+	"path"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -35,19 +36,38 @@ func (c *SchemaCommand) AfterApply(k *kong.Context) error {
 
 var errNoFolder = errors.New("the contracts are those compiled in: name the folder to write to by --schemas")
 
-type goldenCommand struct{}
+type goldenCommand struct {
+	Example []string `help:"Data of an event as the API takes it, for a version whose upcaster takes no samples; may be repeated." placeholder:"TYPE.vN={...}" sep:"none"`
+}
+
+// examples returns the data by the base name of the golden file.
+func (c *goldenCommand) examples() (map[string][][]byte, error) {
+	byName := make(map[string][][]byte)
+	for _, text := range c.Example {
+		name, data, found := strings.Cut(text, "=")
+		if !found {
+			return nil, Usage(fmt.Errorf("--example: %q is not TYPE.vN={...}", text))
+		}
+		byName[name+".json"] = append(byName[name+".json"], []byte(data))
+	}
+	return byName, nil
+}
 
 // Run writes the golden files that are missing.
 func (c *goldenCommand) Run(s *Settings) error {
 	if s.Schemas == "" {
 		return Usage(errNoFolder)
 	}
+	examples, err := c.examples()
+	if err != nil {
+		return err
+	}
 	contracts, err := s.Contracts()
 	if err != nil {
 		return err
 	}
-	err = contracts.MissingGolden(os.DirFS(s.Schemas), func(file string, schema *avro.Schema) error {
-		raw, err := avro.NewGolden(schema)
+	err = contracts.MissingGolden(os.DirFS(s.Schemas), func(file string, t *avro.EventType, schema *avro.Schema) error {
+		raw, err := t.NewGolden(schema, examples[path.Base(file)])
 		if err != nil {
 			return err
 		}
