@@ -38,6 +38,7 @@ type log struct {
 	pool     *pgxpool.Pool
 	brokers  []string
 	category eventstore.Category
+	value    []byte // of every event
 
 	mu       sync.Mutex // guards the rest
 	heads    map[int]int64
@@ -55,7 +56,7 @@ func newLog(t *testing.T, url string, brokers []string) *log {
 	require.NoError(t, err)
 	all, err := eventstore.ReadCategories(ctx, pool)
 	require.NoError(t, err)
-	return &log{t: t, pool: pool, brokers: brokers, category: all[0], heads: make(map[int]int64), versions: make(map[string]int64)}
+	return &log{t: t, pool: pool, brokers: brokers, category: all[0], value: []byte("\x00\x00\x00\x00\x01value"), heads: make(map[int]int64), versions: make(map[string]int64)}
 }
 
 // add appends an event to each stream and tells whether they were committed.
@@ -70,7 +71,7 @@ func (l *log) add(pool *pgxpool.Pool, streams ...string) error {
 		heads[slot]++
 		versions[stream]++
 		rows = append(rows, []any{l.category.ID, int16(slot), l.heads[slot] + heads[slot], l.versions[stream] + versions[stream], [16]byte(event.NewID()), now, now, stream,
-			"UserCreated", []byte("\x00\x00\x00\x00\x01value")})
+			"UserCreated", l.value})
 	}
 	if _, err := pool.CopyFrom(ctx, pgx.Identifier{"refold", "event"},
 		[]string{"category", "slot", "seq", "version", "id", "time", "recorded", "stream", "type", "value"}, pgx.CopyFromRows(rows)); err != nil {
