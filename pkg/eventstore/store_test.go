@@ -281,12 +281,22 @@ func versions(list []event.Event) (out []int64) {
 
 func TestTooLargeIsRefused(t *testing.T) {
 	t.Parallel()
-	store, _ := setup(t)
+	store, pool := setup(t)
 	r := request(to("a", eventstore.Any, 1))
 	r.Appends[0].Events[0].Value = make([]byte, 900_000)
 	_, err := store.Append(ctx, r)
 	var large *eventstore.TooLarge
 	require.ErrorAs(t, err, &large)
+	fits := 900_000 - (large.Bytes - large.Limit)
+	r.Appends[0].Events[0].Value = make([]byte, fits+1)
+	_, err = store.Append(ctx, r)
+	require.ErrorAs(t, err, &large)
+	require.Equal(t, large.Limit+1, large.Bytes, "one byte too many")
+	requireLog(t, pool, 0)
+	r.Appends[0].Events[0].Value = make([]byte, fits)
+	_, err = store.Append(ctx, r)
+	require.NoError(t, err)
+	requireLog(t, pool, 1)
 }
 
 func BenchmarkAppend(b *testing.B) {
