@@ -39,17 +39,17 @@ func (a *aggregates) getAggregate(w http.ResponseWriter, r *http.Request) error 
 func momentOf(params map[string]string) (when aggregate.Moment, err error) {
 	text, byTime := params["at"]
 	if _, byVersion := params["version"]; byVersion && byTime {
-		return when, problem.BadRequest("the parameters version and at exclude each other")
+		return when, problem.BadParameter("at", "it excludes the parameter version")
 	}
 	if byTime {
 		if when.Recorded, err = event.ParseTime(text); err != nil {
-			return when, problem.BadRequest("the parameter at: " + err.Error())
+			return when, problem.BadParameter("at", err.Error())
 		}
 		return when, nil
 	}
 	when.Version, err = number(params, "version", 0, 1<<62)
 	if err == nil && params["version"] != "" && when.Version == 0 {
-		err = problem.BadRequest("the parameter version is 0: versions begin at 1")
+		err = problem.BadParameter("version", "it is 0: versions begin at 1")
 	}
 	return when, err
 }
@@ -66,7 +66,7 @@ func (a *aggregates) getDiff(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	if _, given := params["from"]; !given {
-		return problem.BadRequest("the parameter from is missing")
+		return problem.BadParameter("from", "it is missing")
 	}
 	from, err := number(params, "from", 0, 1<<62)
 	if err != nil {
@@ -77,7 +77,7 @@ func (a *aggregates) getDiff(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	if _, given := params["to"]; given && to == 0 {
-		return problem.BadRequest("the parameter to is 0: versions begin at 1")
+		return problem.BadParameter("to", "it is 0: versions begin at 1")
 	}
 	after, err := h.At(r.Context(), id, aggregate.Moment{Version: to})
 	if err != nil {

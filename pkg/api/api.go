@@ -10,6 +10,7 @@ import (
 	"errors"
 	"log/slog"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -240,24 +241,15 @@ func query(r *http.Request, known ...string) (map[string]string, error) {
 	}
 	out := make(map[string]string)
 	for name, list := range values {
-		if !contains(known, name) {
-			return nil, problem.BadRequest("unknown parameter " + strconv.Quote(name))
+		if !slices.Contains(known, name) {
+			return nil, problem.BadParameter(name, "there is no such parameter here")
 		}
 		if len(list) != 1 {
-			return nil, problem.BadRequest("the parameter " + name + " is given more than once")
+			return nil, problem.BadParameter(name, "it is given more than once")
 		}
 		out[name] = list[0]
 	}
 	return out, nil
-}
-
-func contains(list []string, s string) bool {
-	for _, x := range list {
-		if x == s {
-			return true
-		}
-	}
-	return false
 }
 
 // number reads a parameter that is no negative number.
@@ -268,7 +260,7 @@ func number(params map[string]string, name string, fallback, most int64) (int64,
 	}
 	n, err := strconv.ParseInt(text, 10, 64)
 	if err != nil || n < 0 || n > most {
-		return 0, problem.BadRequest("the parameter " + name + " is " + strconv.Quote(text) + ": want a number from 0 to " + strconv.FormatInt(most, 10))
+		return 0, problem.BadParameter(name, strconv.Quote(text)+" is no number from 0 to "+strconv.FormatInt(most, 10))
 	}
 	return n, nil
 }

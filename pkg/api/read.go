@@ -48,7 +48,7 @@ func (a *API) getStreamEvents(w http.ResponseWriter, r *http.Request) error {
 	}
 	backward := params["direction"] == "backward"
 	if d := params["direction"]; d != "" && d != "forward" && !backward {
-		return problem.BadRequest("the parameter direction is forward or backward")
+		return problem.BadParameter("direction", "want forward or backward")
 	}
 	after, limit, err := page(params)
 	if err != nil {
@@ -75,7 +75,7 @@ func page(params map[string]string) (after int64, limit int, err error) {
 	}
 	n, err := number(params, "limit", 100, maxLimit)
 	if err == nil && n == 0 {
-		err = problem.BadRequest("the parameter limit is 0: want 1 to 1000")
+		err = problem.BadParameter("limit", "it is 0: want 1 to 1000")
 	}
 	return after, int(n), err
 }

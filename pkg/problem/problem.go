@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"net/http"
 	"strconv"
+	"strings"
 	"time"
 )
 
@@ -37,6 +38,12 @@ func New(status int, slug, title, detail string) *Problem {
 // BadRequest returns a 400.
 func BadRequest(detail string) *Problem {
 	return New(http.StatusBadRequest, "bad-request", "The request is malformed", detail)
+}
+
+// BadParameter returns a 400 about a parameter of the URL, or the member of a body
+// that stands for it.
+func BadParameter(name, reason string) *Problem {
+	return BadRequest(name+": "+reason).At("/"+strings.NewReplacer("~", "~0", "/", "~1").Replace(name)).With("parameter", name)
 }
 
 // At returns the problem with a pointer.

@@ -178,8 +178,7 @@ func toProblem(err error) *problem.Problem {
 // wrongQuery points at the parameter of the URL, or the member of the body, that
 // is wrong.
 func wrongQuery(e *readmodel.QueryError) *problem.Problem {
-	escaped := strings.NewReplacer("~", "~0", "/", "~1").Replace(e.Parameter)
-	p := problem.BadRequest(e.Parameter+": "+e.Reason).At("/"+escaped).With("parameter", e.Parameter)
+	p := problem.BadParameter(e.Parameter, e.Reason)
 	if e.Index != nil {
 		p.Type, p.Title = "no-index", "No index serves the query"
 		p.With("index", e.Index)
