@@ -260,21 +260,22 @@ func (s *snapshot) writeRows(ctx context.Context, table string, v readmodel.Vers
 
 // fold folds single events outside a load.
 type fold struct {
-	loader *loader
-	plan   *projection.Plan
-	folder *projection.Folder
-	skip   map[string]decisions
+	job     *job
+	plan    *projection.Plan
+	folder  *projection.Folder
+	schemas schemaCache
+	skip    map[string]decisions // by category
 }
 
 func (s *snapshot) newFold(plan *projection.Plan) *fold {
-	return &fold{loader: &loader{job: s.job, schemas: s.schemas()}, plan: plan, folder: plan.NewFolder(), skip: make(map[string]decisions)}
+	return &fold{job: s.job, plan: plan, folder: plan.NewFolder(), schemas: newSchemaCache(s.deps.Schemas), skip: make(map[string]decisions)}
 }
 
 func (f *fold) event(ctx context.Context, e *event.Event, rows map[string]*projection.Row) error {
 	skip, known := f.skip[e.Category]
 	if !known {
 		var err error
-		if skip, err = f.loader.job.decisions(ctx, f.loader.job.name, e.Category); err != nil {
+		if skip, err = f.job.decisions(ctx, f.job.name, e.Category); err != nil {
 			return err
 		}
 		f.skip[e.Category] = skip
@@ -282,7 +283,7 @@ func (f *fold) event(ctx context.Context, e *event.Event, rows map[string]*proje
 	if skip.skips(e) || !f.plan.Uses(e.Category, e.Type) {
 		return nil
 	}
-	schema, _, err := f.loader.schema(e)
+	schema, _, err := f.schemas.of(e)
 	if err != nil || schema == nil {
 		return err
 	}

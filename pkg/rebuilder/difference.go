@@ -10,13 +10,10 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
-	"github.com/refoldhq/refold/pkg/avro"
 	"github.com/refoldhq/refold/pkg/eventstore"
 	"github.com/refoldhq/refold/pkg/projection"
 	"github.com/refoldhq/refold/pkg/readmodel"
 )
-
-func (s *snapshot) schemas() map[int]*avro.Schema { return make(map[int]*avro.Schema) }
 
 // difference compares the rows with those of the version that serves, both
 // brought to one position by folding what either lacks. The same definition must

@@ -75,7 +75,7 @@ func (l *loader) apply(e *event.Event) (why string, err error) {
 	if !plan.Shared() && !l.inRange(bytesOf(e.Stream)) {
 		return "", nil
 	}
-	schema, why, err := l.schema(e)
+	schema, why, err := l.schemas.of(e)
 	if schema == nil {
 		return why, err
 	}
@@ -153,24 +153,36 @@ func (l *loader) shrink() {
 	}
 }
 
-// schema returns the schema that an event was written with, or why there is none.
-func (l *loader) schema(e *event.Event) (*avro.Schema, string, error) {
+// schemaCache keeps the schemas that the registry has answered with. It is not safe
+// for concurrent use.
+type schemaCache struct {
+	registry engine.Schemas
+	known    map[int]*avro.Schema
+}
+
+func newSchemaCache(registry engine.Schemas) schemaCache {
+	return schemaCache{registry, make(map[int]*avro.Schema)}
+}
+
+// of returns the schema that an event was written with, or why there is none.
+func (c schemaCache) of(e *event.Event) (schema *avro.Schema, why string, err error) {
+	const unknown = "the value names no schema that the registry has"
 	id, _, err := avro.SplitFrame(e.Value)
 	if err != nil {
-		return nil, "the value names no schema that the registry has", nil //nolint:nilerr // poison
+		return nil, unknown, nil //nolint:nilerr // poison
 	}
-	if schema := l.schemas[id]; schema != nil {
+	if schema := c.known[id]; schema != nil {
 		return schema, "", nil
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), lookUpTimeout)
 	defer cancel()
-	schema, err := l.job.deps.Schemas.SchemaByID(ctx, id)
+	schema, err = c.registry.SchemaByID(ctx, id)
 	if errors.Is(err, registry.ErrUnknownSchema) {
-		return nil, "the value names no schema that the registry has", nil
+		return nil, unknown, nil
 	}
 	if err != nil {
 		return nil, "", fmt.Errorf("looking up the schema %d: %w: %w", id, errBroker, err)
 	}
-	l.schemas[id] = schema
+	c.known[id] = schema
 	return schema, "", nil
 }

@@ -8,6 +8,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/refoldhq/refold/pkg/postgres"
 	"github.com/refoldhq/refold/pkg/readmodel"
 )
 
@@ -111,7 +112,7 @@ func (r *Rebuilder) count(ctx context.Context, v *VersionInfo, leaf string) erro
 		return nil
 	}
 	err := r.pool.QueryRow(ctx, `select count(*) from refold.`+leaf).Scan(&v.Rows) // names of ours, see readmodel
-	if isGone(err) {
+	if postgres.Classify(err) == postgres.ClassMissing {
 		v.Rows = 0
 		return nil
 	}

@@ -8,7 +8,6 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
-	"github.com/refoldhq/refold/pkg/avro"
 	"github.com/refoldhq/refold/pkg/event"
 	"github.com/refoldhq/refold/pkg/projection"
 )
@@ -27,7 +26,7 @@ type loader struct {
 	opened bool   // the transaction on conn is open
 
 	folder  *projection.Folder
-	schemas map[int]*avro.Schema
+	schemas schemaCache
 	skip    decisions
 
 	seed  maphash.Seed
@@ -63,7 +62,7 @@ const fullRange = uint64(1) << 32
 var errAgain = errors.New("the passes are made again")
 
 func (j *job) newLoader(ctx context.Context, conn *pgx.Conn, p *part, table string) (*loader, error) {
-	l := &loader{job: j, part: p, conn: conn, table: table, folder: j.plan.NewFolder(), schemas: make(map[int]*avro.Schema), seed: maphash.MakeSeed(),
+	l := &loader{job: j, part: p, conn: conn, table: table, folder: j.plan.NewFolder(), schemas: newSchemaCache(j.deps.Schemas), seed: maphash.MakeSeed(),
 		parked: make(map[string]*parkedStream), limit: j.rebuild.Options.MemoryBytes * 2 / 5 / int64(j.rebuild.Options.Parallel)}
 	if j.rowLimit > 0 {
 		l.limit = j.rowLimit

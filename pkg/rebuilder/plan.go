@@ -8,12 +8,9 @@ import (
 
 	"github.com/twmb/franz-go/pkg/kadm"
 
-	"github.com/refoldhq/refold/pkg/postgres"
 	"github.com/refoldhq/refold/pkg/projection"
 	"github.com/refoldhq/refold/pkg/readmodel"
 )
-
-func isGone(err error) bool { return postgres.Classify(err) == postgres.ClassMissing }
 
 // Plan is what a rebuild would do and what it would cost.
 type Plan struct {
@@ -52,6 +49,9 @@ type FieldChange struct {
 // assumedRate is what a load makes on two cores, for estimates where no rebuild
 // of the projection was made yet.
 const assumedRate = 300_000
+
+// assumedRow is what a row takes in memory, in bytes.
+const assumedRow = 700
 
 // Plan says what Run would do. It changes nothing. deep reads and folds the whole
 // history, where else only its ends are looked at.
@@ -119,7 +119,6 @@ func (r *Rebuilder) cost(ctx context.Context, p *Plan, plan *projection.Plan, op
 	if err != nil {
 		return err
 	}
-	var rowBytes int64 = 700
 	partitions := 0
 	for _, c := range categories {
 		partitions += c.Partitions
@@ -155,6 +154,6 @@ func (r *Rebuilder) cost(ctx context.Context, p *Plan, plan *projection.Plan, op
 		rate = min(rate, float64(options.Rate))
 	}
 	p.Seconds = (time.Duration(float64(p.Events)/rate*float64(time.Second)) + time.Second).Seconds()
-	p.Memory = min(options.MemoryBytes, 64<<20+p.Rows*rowBytes*int64(options.Parallel)/int64(max(1, len(categories)*8)))
+	p.Memory = min(options.MemoryBytes, 64<<20+p.Rows*assumedRow*int64(options.Parallel)/int64(max(1, partitions)))
 	return nil
 }
