@@ -1,6 +1,10 @@
 package event_test
 
 import (
+	"bytes"
+	"encoding/base64"
+	"encoding/binary"
+	"hash/crc32"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -96,5 +100,25 @@ func FuzzParseToken(f *testing.F) {
 		}
 		require.Equal(t, s, token.String())
 		require.Equal(t, s, event.NewToken(token...).String(), "an accepted token is in order")
+	})
+}
+
+// FuzzTokenBody gives whatever it is the checksum that a token has, so that what
+// lies behind it is reached.
+func FuzzTokenBody(f *testing.F) {
+	for _, t := range []event.Token{nil, event.NewToken(mark("User", 17, 905, true)), event.NewToken(mark("User", 17, 905, false), mark("File", 63, 1<<40, true), mark("File", 63, 7, true)),
+		{{Position: event.Position{Category: "User", Slot: 4095, Seq: 1 << 62}, Event: 1<<32 - 1, Branch: 1<<32 - 1}}} {
+		raw, err := base64.RawURLEncoding.DecodeString(t.String())
+		require.NoError(f, err)
+		f.Add(raw[:len(raw)-4])
+	}
+	f.Fuzz(func(t *testing.T, body []byte) {
+		text := base64.RawURLEncoding.EncodeToString(binary.BigEndian.AppendUint32(bytes.Clone(body), crc32.ChecksumIEEE(body)))
+		token, err := event.ParseToken(text)
+		if err != nil {
+			return
+		}
+		require.Equal(t, text, token.String())
+		require.Equal(t, token, event.NewToken(token...), "an accepted token is in order")
 	})
 }

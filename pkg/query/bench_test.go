@@ -6,8 +6,10 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/http"
 	"net/textproto"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -17,6 +19,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/refoldhq/refold/pkg/event"
 	"github.com/refoldhq/refold/pkg/readmodel"
 )
 
@@ -124,6 +127,40 @@ func BenchmarkPageAtDepth(b *testing.B) {
 	r.load(b, func(i int64) string {
 		return fmt.Sprintf("/v1/read-models/items?order=color,n&limit=%d&cursor=%s", 18+i%5, cursors[i/5%int64(len(cursors))])
 	})
+}
+
+// BenchmarkTokenWait reports what a wait for a token adds to the lag: how long
+// after the commit of the row the answer is there that had waited for it, beside a
+// read that waits for nothing.
+func BenchmarkTokenWait(b *testing.B) {
+	w := setup(b)
+	r := w.replicaAt(w.url(), noCache)
+	w.set("a", row(`{"n": 0}`))
+	read := func(token event.Token) time.Duration {
+		began := time.Now()
+		a := r.get(items+"/a", "Refold-Token", token.String(), "Refold-Wait", "20s")
+		require.Equal(b, http.StatusOK, a.status, a.body)
+		return time.Since(began)
+	}
+	eventually(b, "the replica listens", func() bool { return r.get(items+"/a").header.Get("Refold-Staleness") != "" })
+	slot := event.SlotOf("a", slots)
+	var waited, plain []time.Duration
+	for n := 1; b.Loop(); n++ {
+		plain = append(plain, read(nil))
+		ahead := event.NewToken(event.Mark{Position: event.Position{Category: "Item", Slot: slot, Seq: w.seqs[slot] + 1}, Written: true})
+		answered := make(chan time.Time)
+		go func() { read(ahead); answered <- time.Now() }()
+		time.Sleep(5 * time.Millisecond) // it waits
+		data := row(fmt.Sprintf(`{"n": %d}`, n))
+		w.setIn("rows_items_v1", 1, "a", &data, false)
+		committed := time.Now()
+		w.announce(1, slot%partitions, w.offsets[slot%partitions]-1, w.offsets[slot%partitions], "a")
+		waited = append(waited, (<-answered).Sub(committed))
+	}
+	slices.Sort(waited)
+	slices.Sort(plain)
+	b.ReportMetric(float64(waited[len(waited)/2].Microseconds()), "us-behind-commit")
+	b.ReportMetric(float64(plain[len(plain)/2].Microseconds()), "us-plain-read")
 }
 
 // BenchmarkIdleFollowers reports what a client that follows changes and hears of

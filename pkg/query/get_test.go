@@ -131,3 +131,37 @@ func TestAWaitThatIsCutOffSaysWhatIsMissing(t *testing.T) {
 	require.Contains(t, a.body, "/problems/not-caught-up")
 	require.NotEmpty(t, a.header.Get("Retry-After"))
 }
+
+// A token is not signed: whatever somebody makes of one is a 400, waited for, or
+// nothing that the read model knows of.
+func TestInventedTokensAreHarmless(t *testing.T) {
+	w := setup(t)
+	r := w.replica()
+	slot := event.SlotOf("a", slots)
+	w.set("a", row(`{"n": 1}`))
+	at := func(category string, slot int, seq int64, written bool, event uint32, branch uint32) string {
+		return eventToken(category, slot, seq, written, event, branch).String()
+	}
+	for token, status := range map[string]int{
+		at("Nothing", 3, 1<<62, true, 7, 7):   http.StatusOK, // feeds no such read model
+		at("Item", 4095, 0, true, 7, 0):       http.StatusOK, // promises no event
+		at("Item", 4095, 0, false, 7, 9):      http.StatusOK,
+		at("Item", 4095, 1, true, 7, 0):       http.StatusServiceUnavailable,
+		at("Item", slot, 1<<62, true, 0, 0):   http.StatusServiceUnavailable,
+		at("Item", slot, 1, true, 7, 0):       http.StatusServiceUnavailable, // another event stands there
+		at("Item", slot, 1, false, 7, 9):      http.StatusServiceUnavailable,
+		at("Item", slot, 1, true, 0, 0) + ",": http.StatusBadRequest,
+		"AgA":                                 http.StatusBadRequest,
+		"' or 1=1 --":                         http.StatusBadRequest,
+		"AgRJdGVtAAAAAAEJAxXSwskX79Ce":        http.StatusBadRequest,
+	} {
+		for _, path := range []string{items + "/a", items + "?key=eq.a"} {
+			a := r.get(path, "Refold-Token", token, "Refold-Wait", "50ms")
+			require.Equal(t, status, a.status, "%s %q: %s", path, token, a.body)
+		}
+	}
+}
+
+func eventToken(category string, slot int, seq int64, written bool, id, branch uint32) event.Token {
+	return event.NewToken(event.Mark{Position: event.Position{Category: category, Slot: slot, Seq: seq}, Written: written, Event: id, Branch: branch})
+}
