@@ -37,8 +37,8 @@ func benchGrowth(ctx context.Context, b *bench) error {
 			first, firstImport = perSecond, imported
 		}
 		at := fmt.Sprintf(" with %d events in the log", target)
-		b.report.line("import up to here,"+at, thousands(imported)+"/s, rows included", "linear", "to the first of these "+thousands(firstImport), imported/firstImport)
-		b.report.line("appends over HTTP"+at, thousands(perSecond)+"/s, "+each.String(), "flat", "with the first of these "+thousands(first), perSecond/first)
+		b.report.line("import up to here,"+at, thousands(imported)+", rows included", "linear", "to the first of these "+thousands(firstImport), imported/firstImport)
+		b.report.line("appends over HTTP"+at, thousands(perSecond)+", "+each.String(), "flat", "with the first of these "+thousands(first), perSecond/first)
 		b.report.line("append to row read at 500 events/s"+at, lag.String(), "flat", "", 0)
 	}
 	return nil
