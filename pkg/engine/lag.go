@@ -33,8 +33,8 @@ func (e *Engine) watchLag(ctx context.Context) {
 const lagSQL = `select p.projection, p.version, p.category, p.generation, p.partition, c.topic, p.next_offset, v.state = 'active',
 		coalesce((select sum(greatest(coalesce((select e.seq from refold.event e where e.category = c.id and e.slot = u.slot order by e.seq desc limit 1), 0) - u.seq, 0))
 			from unnest(p.slots, p.seqs) u (slot, seq)), 0)::bigint,
-		coalesce((select extract(epoch from clock_timestamp() - min(e.recorded)) from unnest(p.slots, p.seqs) u (slot, seq)
-			join refold.event e on e.category = c.id and e.slot = u.slot and e.seq = u.seq + 1), 0)::float8
+		coalesce((select extract(epoch from clock_timestamp() - min((select e.recorded from refold.event e where e.category = c.id and e.slot = u.slot and e.seq = u.seq + 1)))
+			from unnest(p.slots, p.seqs) u (slot, seq)), 0)::float8
 	from refold.progress p join refold.projection_version v on v.projection = p.projection and v.version = p.version
 		join refold.category c on c.name = p.category
 	where v.state in ('active', 'ready') and p.phase = 'live' and (p.projection, p.version) in (select * from unnest($1::text[], $2::int[]))`

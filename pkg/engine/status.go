@@ -45,8 +45,8 @@ const statusSQL = `select p.projection, p.version, v.state, v.plan, p.category, 
 		exists (select from pg_stat_activity a where a.pid = p.owner_pid and a.backend_start = p.owner_start), coalesce(p.alarm, ''), p.stopped, p.updated,
 		coalesce((select sum(greatest(coalesce((select e.seq from refold.event e where e.category = c.id and e.slot = u.slot order by e.seq desc limit 1), 0) - u.seq, 0))
 			from unnest(p.slots, p.seqs) u (slot, seq)), 0)::bigint,
-		greatest(0, coalesce((select extract(epoch from clock_timestamp() - min(e.recorded)) from unnest(p.slots, p.seqs) u (slot, seq)
-			join refold.event e on e.category = c.id and e.slot = u.slot and e.seq = u.seq + 1), 0))::float8,
+		greatest(0, coalesce((select extract(epoch from clock_timestamp() - min((select e.recorded from refold.event e where e.category = c.id and e.slot = u.slot and e.seq = u.seq + 1)))
+			from unnest(p.slots, p.seqs) u (slot, seq)), 0))::float8,
 		(select count(*) from refold.parked_stream s where s.projection = p.projection and s.version = p.version)
 	from refold.progress p join refold.projection_version v on v.projection = p.projection and v.version = p.version
 		left join refold.category c on c.name = p.category

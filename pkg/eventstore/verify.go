@@ -21,7 +21,7 @@ type LogReport struct {
 // Breaks are looked for in one snapshot, so that appends meanwhile do not matter.
 const (
 	slotBreakSQL = `select c.name || '/' || slot || '/' || expected from (
-		select e.category, e.slot, e.seq, s.floor + row_number() over (partition by e.category, e.slot order by e.seq) expected
+		select e.category, e.slot, e.seq, s.floor + row_number() over (partition by e.slot, e.category order by e.seq) expected
 		from refold.event e join refold.slot s using (category, slot)) e join refold.category c on c.id = e.category
 		where seq <> expected order by 1 limit 1`
 	streamBreakSQL = `select c.name || '/' || stream || ' version ' || expected from (

@@ -43,11 +43,11 @@ const snapshotSQL = `select 'v', v.state, case when exists (select from refold.p
 	union all select 'p', category, slots, seqs, null, null, last_ids from refold.progress where projection = $1 and version = $2 and phase <> 'loading'
 	union all select 'x', p.category, array[p.slot], array[p.seq], null, null, null from unnest($3::text[], $4::smallint[], $5::bigint[]) u (category, slot, seq)
 		join refold.parked_event p on p.projection = $1 and p.version = $2 and p.category = u.category and p.slot = u.slot and p.seq = u.seq
-	union all select 'l', u.category, array[u.slot], array[u.seq], null, null, array[coalesce(e.id, '00000000-0000-0000-0000-000000000000'), coalesce(h.id, '00000000-0000-0000-0000-000000000000')]
-		from unnest($3::text[], $4::smallint[], $5::bigint[]) u (category, slot, seq) join refold.category c on c.name = u.category
-		left join refold.event e on e.category = c.id and e.slot = u.slot and e.seq = u.seq
-		left join refold.event h on h.category = c.id and h.slot = u.slot and h.seq = (select max(p.seqs[array_position(p.slots, u.slot)]) from refold.progress p
-			where p.projection = $1 and p.version = $2 and p.category = u.category and p.phase <> 'loading')`
+	union all select 'l', u.category, array[u.slot], array[u.seq], null, null, array[
+			coalesce((select e.id from refold.event e where e.category = c.id and e.slot = u.slot and e.seq = u.seq), '00000000-0000-0000-0000-000000000000'),
+			coalesce((select e.id from refold.event e where e.category = c.id and e.slot = u.slot and e.seq = (select max(p.seqs[array_position(p.slots, u.slot)]) from refold.progress p
+				where p.projection = $1 and p.version = $2 and p.category = u.category and p.phase <> 'loading')), '00000000-0000-0000-0000-000000000000')]
+		from unnest($3::text[], $4::smallint[], $5::bigint[]) u (category, slot, seq) join refold.category c on c.name = u.category`
 
 // begin is to be called before reading what a snapshot shows.
 func (v *validity) begin() *snapshot {

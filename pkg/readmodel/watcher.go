@@ -283,8 +283,8 @@ func (p *position) join() *Progress {
 }
 
 const lookSQL = `select v.projection, v.version, v.state = 'active', v.xmin::text, p.category, p.generation, p.partition, p.next_offset, p.slots, p.seqs,
-		coalesce((select max(extract(epoch from clock_timestamp() - e.recorded))::float8 from refold.category c cross join unnest(p.slots, p.seqs) u (slot, seq)
-			join refold.event e on e.category = c.id and e.slot = u.slot and e.seq = u.seq + 1 where c.name = p.category), 0),
+		coalesce((select extract(epoch from clock_timestamp() - min((select e.recorded from refold.event e where e.category = c.id and e.slot = u.slot and e.seq = u.seq + 1)))::float8
+			from refold.category c cross join unnest(p.slots, p.seqs) u (slot, seq) where c.name = p.category), 0),
 		coalesce((select min(id) - 1 from refold.row_request where done is null), (select max(id) from refold.row_request where requested < clock_timestamp() - interval '10 s'), 0), ` + branchSQL + `
 	from refold.projection_version v join refold.progress p on p.projection = v.projection and p.version = v.version
 	where v.state <> 'retired' and p.phase <> 'loading'`

@@ -198,8 +198,8 @@ type slotSeq struct {
 	seq  int64
 }
 
-const idsSQL = `select e.slot, e.seq, e.id from unnest($2::smallint[], $3::bigint[]) u (slot, seq)
-	join refold.event e on e.category = $1 and e.slot = u.slot and e.seq = u.seq`
+const idsSQL = `select * from (select u.slot, u.seq, (select e.id from refold.event e where e.category = $1 and e.slot = u.slot and e.seq = u.seq) id
+	from unnest($2::smallint[], $3::bigint[]) u (slot, seq)) found where id is not null`
 
 // idsAt returns the ids of the events at places of a category.
 func (s *session) idsAt(ctx context.Context, category int16, places []slotSeq) (map[slotSeq]event.ID, error) {

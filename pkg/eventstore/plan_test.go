@@ -1,0 +1,35 @@
+package eventstore_test
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/refoldhq/refold/pkg/eventstore"
+)
+
+// What an append reads does not grow with the log, not even before the server has
+// statistics. With some 200 events the index of streams is a level deeper than the
+// primary key, so a plan that is made then takes whatever the latter offers, and
+// sessions keep it: it was to read the whole category for every append.
+func TestAppendsReadLittleWithoutStatistics(t *testing.T) {
+	t.Parallel()
+	store, pool := setup(t)
+	_, err := pool.Exec(ctx, `alter table refold.event set (autovacuum_enabled = off)`)
+	require.NoError(t, err)
+	const events = 2000
+	for i := 0; i < events; i += 2 {
+		stream := func(i int) string { return fmt.Sprintf("%s-%d", strings.Repeat("x", 40), i) }
+		_, err := store.Append(ctx, request(to(stream(i), eventstore.None, 1), to(stream(i+1), eventstore.None, 1)))
+		require.NoError(t, err)
+	}
+	var inserted, read int64
+	require.Eventually(t, func() bool {
+		require.NoError(t, pool.QueryRow(ctx, `select n_tup_ins, seq_tup_read + idx_tup_fetch from pg_stat_user_tables where schemaname = 'refold' and relname = 'event'`).Scan(&inserted, &read))
+		return inserted == events
+	}, time.Minute, 100*time.Millisecond, "the server's counters")
+	require.Less(t, read, 10*inserted)
+}
