@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"slices"
 	"sync"
 
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -60,25 +61,43 @@ func (q *inbox) put(records []*kgo.Record) {
 	}
 }
 
-// take returns the records that came first, nil when there are none. The worker
-// is done with those of the last call.
-func (q *inbox) take() []*kgo.Record {
+// take returns the records that came first, of all that are there about as many as
+// are wanted, nil when there are none. The worker is done with those of the last
+// call.
+func (q *inbox) take(wanted int) []*kgo.Record {
 	limit := q.limit()
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.bytes -= q.inHand
 	q.inHand = 0
 	var records []*kgo.Record
-	if len(q.chunks) > 0 {
-		records, q.chunks[0] = q.chunks[0], nil
+	for len(q.chunks) > 0 && (records == nil || len(records)+len(q.chunks[0]) <= wanted) {
+		if records == nil {
+			records = slices.Clip(q.chunks[0]) // what follows belongs to the client
+		} else {
+			records = append(records, q.chunks[0]...)
+		}
+		q.chunks[0] = nil
 		q.chunks = q.chunks[1:]
-		q.inHand = sizeOf(records)
 	}
+	q.inHand = sizeOf(records)
 	if q.paused && q.open && q.bytes-q.inHand <= limit/2 {
 		q.paused = false
 		q.resume()
 	}
 	return records
+}
+
+// holds tells whether so many records wait.
+func (q *inbox) holds(n int) bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for _, chunk := range q.chunks {
+		if n -= len(chunk); n <= 0 {
+			return true
+		}
+	}
+	return false
 }
 
 // shut drops what waits and takes nothing in until reopen; the client fetches

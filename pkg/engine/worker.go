@@ -255,15 +255,16 @@ func (w *worker) claim(ctx context.Context, former int64) (err error) {
 	if w.skipped, err = w.readDecisions(ctx); err != nil {
 		return err
 	}
-	return w.commitWithoutFlush(ctx)
+	return w.setUp(ctx)
 }
 
-// commitWithoutFlush has the session's commits wait for the disk no more. The claim
-// did: epochs must not come twice. A batch need not: what a crash of the server
-// takes of rows it takes of progress too, so the events are applied again, and
-// whoever was told a position waits for it again.
-func (w *worker) commitWithoutFlush(ctx context.Context) error {
-	if _, err := w.conn.Exec(ctx, `set synchronous_commit = off`); err != nil {
+// setUp has the session's commits wait for the disk no more. The claim did: epochs
+// must not come twice. A batch need not: what a crash of the server takes of rows it
+// takes of progress too, so the events are applied again, and whoever was told a
+// position waits for it again. And rows are looked up by their keys, also where the
+// table was small when that was planned.
+func (w *worker) setUp(ctx context.Context) error {
+	if _, err := w.conn.Exec(ctx, `set synchronous_commit = off; set enable_seqscan = off`); err != nil {
 		return fmt.Errorf("setting up the session: %w", err)
 	}
 	return nil
@@ -361,7 +362,8 @@ func (w *worker) stopping() bool { return w.ctx.Err() != nil }
 
 // turn does all that there is to do.
 func (w *worker) turn() error {
-	for records := w.inbox.take(); ; {
+	for records := w.inbox.take(w.limit); ; {
+		began := time.Now()
 		ctx, cancel := context.WithTimeout(w.work, time.Minute)
 		n, err := w.step(ctx, records)
 		cancel()
@@ -369,11 +371,30 @@ func (w *worker) turn() error {
 			return err
 		}
 		if records = records[n:]; len(records) == 0 {
-			records = w.inbox.take()
+			if n > 0 {
+				w.rest(time.Since(began))
+			}
+			records = w.inbox.take(w.limit)
 		}
 		if len(records) == 0 || w.stopping() {
 			return nil
 		}
+	}
+}
+
+const (
+	maxRest = 20 * time.Millisecond
+	// plenty is how many records make a batch that is worth its commit.
+	plenty = 250
+)
+
+// rest waits twice as long as the last batch took, while little is to be done: a
+// commit costs much more than another event in it. So an idle machine makes small
+// batches at once and a busy one fewer and larger ones, instead of spending on
+// commits what it lacks for events.
+func (w *worker) rest(d time.Duration) {
+	if !w.inbox.holds(plenty) {
+		wait(w.ctx, min(2*d, maxRest))
 	}
 }
 

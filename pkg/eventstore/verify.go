@@ -25,8 +25,8 @@ const (
 		from refold.event e join refold.slot s using (category, slot)) e join refold.category c on c.id = e.category
 		where seq <> expected order by 1 limit 1`
 	streamBreakSQL = `select c.name || '/' || stream || ' version ' || expected from (
-		select category, stream, version, row_number() over (partition by category, stream order by version) expected,
-		       row_number() over (partition by category, stream order by seq) by_seq from refold.event) e join refold.category c on c.id = e.category
+		select category, stream, version, row_number() over (partition by stream, category order by version) expected,
+		       row_number() over (partition by stream, category order by seq) by_seq from refold.event) e join refold.category c on c.id = e.category
 		where version <> expected or version <> by_seq order by 1 limit 1`
 	countSQL = `select (select count(*) from refold.category), count(distinct (category, slot)), count(distinct (category, stream)), count(*),
 		(select count(*) from refold.claim) from refold.event`

@@ -48,6 +48,9 @@ type Config struct {
 	Kafka       kafka.Config
 	// Owner names this process for people and for sharing; random when empty.
 	Owner string
+	// Beside names the writer of this process, which calls Committed: what it
+	// announces to other processes is known here. Empty when there is none.
+	Beside string
 	// Lease is how long a partition stays with a relay that says nothing; 9 s.
 	Lease time.Duration
 	// Poll is how often the heads are looked at without being woken; 500 ms.

@@ -288,9 +288,12 @@ func (r *Relay) listenOnce(ctx context.Context) error {
 		return err
 	}
 	for {
-		if _, err := conn.WaitForNotification(ctx); err != nil {
+		n, err := conn.WaitForNotification(ctx)
+		if err != nil {
 			return err
 		}
-		r.Wake()
+		if r.cfg.Beside == "" || n.Payload != r.cfg.Beside {
+			r.Wake()
+		}
 	}
 }

@@ -2,6 +2,7 @@ package service
 
 import (
 	"context"
+	"crypto/rand"
 	"net/http"
 	"os"
 	"runtime/debug"
@@ -100,6 +101,7 @@ type Writer struct {
 	contracts  *avro.Contracts
 	store      *eventstore.Store
 	committed  wake
+	instance   string // whose announcements these are
 	pool       *pgxpool.Pool
 	deps       api.Deps // since it is up
 	api        *api.API
@@ -111,7 +113,7 @@ func NewWriter(h *Host, migrate bool, extensions ...Extension) (*Writer, error) 
 	if err != nil {
 		return nil, Usage(err).Try("writer lint")
 	}
-	w := &Writer{KeepKeys: eventstore.KeepKeys, host: h, migrate: migrate, extensions: extensions, contracts: contracts, committed: newWake(),
+	w := &Writer{KeepKeys: eventstore.KeepKeys, host: h, migrate: migrate, extensions: extensions, contracts: contracts, committed: newWake(), instance: rand.Text(),
 		store: eventstore.New(eventstore.Config{DatabaseURL: h.Settings.DatabaseURL}, h.Log, h.Registry)}
 	w.store.OnCommit(func(string, []int) { w.committed.set() })
 	return w, nil
@@ -172,7 +174,7 @@ func (w *Writer) Run(ctx context.Context) error {
 	beside.Go(func() { w.sweep(announcing) })
 	beside.Go(func() {
 		w.committed.each(announcing, announcePause, func() {
-			if _, err := w.pool.Exec(announcing, `notify refold_log`); err != nil && announcing.Err() == nil {
+			if _, err := w.pool.Exec(announcing, `select pg_catalog.pg_notify('refold_log', $1)`, w.instance); err != nil && announcing.Err() == nil {
 				w.host.Log.Debug("announcing events", "err", err) // others poll
 			}
 		})
@@ -229,8 +231,11 @@ type Relay struct {
 // one it waits for the schema.
 func NewRelay(h *Host, beside *Writer) *Relay {
 	brokers := h.Settings.Brokers("relay")
-	r := &Relay{broker: &broker{cfg: brokers}, beside: beside != nil,
-		relay: relay.New(relay.Config{DatabaseURL: h.Settings.DatabaseURL, Kafka: brokers, Tracer: h.tracer("relay")}, h.Log, h.Registry)}
+	cfg := relay.Config{DatabaseURL: h.Settings.DatabaseURL, Kafka: brokers, Tracer: h.tracer("relay")}
+	if beside != nil {
+		cfg.Beside = beside.instance
+	}
+	r := &Relay{broker: &broker{cfg: brokers}, beside: beside != nil, relay: relay.New(cfg, h.Log, h.Registry)}
 	if beside != nil {
 		beside.store.OnCommit(r.relay.Committed)
 	}

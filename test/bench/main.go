@@ -95,7 +95,7 @@ func (b *bench) warm(ctx context.Context) error {
 		return err
 	}
 	value, consumed := make([]byte, 200), 0
-	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); {
+	for end := time.Now().Add(40 * time.Second); time.Now().Before(end); {
 		for range 64 {
 			c.Produce(ctx, &kgo.Record{Value: value}, nil)
 		}
