@@ -5,7 +5,6 @@ import (
 	"fmt"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
 
@@ -36,8 +35,10 @@ func (b Branches) Lost(slot int, seq, offset int64) bool {
 
 // Repairs reads the repairs of a category's topic; none of one that was made anew
 // since. A database without the table has none.
-func Repairs(ctx context.Context, pool *pgxpool.Pool, category eventstore.Category, topic [16]byte) (Branches, error) {
-	rows, err := pool.Query(ctx, `select slot, seq, until_offset from refold.relay_repair where category = $1 and generation = $2 and topic_id = $3`,
+func Repairs(ctx context.Context, q interface {
+	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
+}, category eventstore.Category, topic [16]byte) (Branches, error) {
+	rows, err := q.Query(ctx, `select slot, seq, until_offset from refold.relay_repair where category = $1 and generation = $2 and topic_id = $3`,
 		category.ID, category.Generation, topic)
 	if err != nil {
 		return nil, fmt.Errorf("reading the repairs of %s: %w", category.Topic, err)

@@ -11,6 +11,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/refoldhq/refold/pkg/event"
+	"github.com/refoldhq/refold/pkg/eventstore"
 	"github.com/refoldhq/refold/pkg/kafka"
 )
 
@@ -146,7 +147,8 @@ func (s *session) tailError(topic string, number int, err error) error {
 }
 
 // compare compares records with the event table and takes note of the events
-// that the topic holds already. A divergence stops its slot.
+// that the topic holds already. A divergence stops its slot, unless an operator has
+// decided about it: what a repair names was sent again, or will be, behind it.
 func (s *session) compare(ctx context.Context, p *partition, records []*kgo.Record) error {
 	events := make([]event.Event, len(records))
 	ours := make([]bool, len(records))
@@ -161,11 +163,15 @@ func (s *session) compare(ctx context.Context, p *partition, records []*kgo.Reco
 	if err != nil {
 		return err
 	}
+	repaired, err := Repairs(ctx, s.conn, eventstore.Category{ID: p.category, Topic: p.topic, Generation: p.generation}, p.topicID)
+	if err != nil {
+		return err
+	}
 	for i, record := range records {
 		e := &events[i]
-		if ours[i] {
+		if ours[i] && !repaired.Lost(e.Slot, e.Seq, record.Offset) {
 			s.compareEvent(p, e, table[slotSeq{e.Slot, e.Seq}], record.Offset)
-		} else if !record.Attrs.IsControl() {
+		} else if !ours[i] && !record.Attrs.IsControl() {
 			p.foreign++
 			s.metrics.foreign.WithLabelValues(p.topic).Inc()
 		}

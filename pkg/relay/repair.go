@@ -36,8 +36,8 @@ var (
 	ErrNotDiverged = errors.New("the slot has not diverged")
 	// ErrTaken means that lost events cannot come back.
 	ErrTaken = errors.New("the event table has gone on without the lost events")
-	// ErrComparing passes by itself, mostly in less than a second.
-	ErrComparing = errors.New("the relay is still comparing the partition, try again in a moment")
+	// ErrComparing passes by itself while a relay runs, mostly in less than a second.
+	ErrComparing = errors.New("the relay has not compared all of the partition yet, try again in a moment")
 )
 
 // Troubles lists what does not flow, in order of topics and partitions.
@@ -88,38 +88,51 @@ func Republish(ctx context.Context, pool *pgxpool.Pool, category eventstore.Cate
 // again from the first one that the topic contradicts. Readers that have applied
 // lost events notice by the chain of ids, and their projections must be rebuilt
 // from the event store. The topic holds both branches for ever; [Repairs] tells
-// which of its records are of the lost one.
+// which of its records are of the lost one. It refuses with [ErrComparing] while
+// there are records in the partition that no relay has compared.
 func KeepLog(ctx context.Context, pool *pgxpool.Pool, cfg kafka.Config, category eventstore.Category, slot int) error {
 	// Nothing of a stopped slot is sent, so the lost branch ends before this end.
 	end, err := endOf(ctx, cfg, category, slot)
 	if err != nil {
 		return err
 	}
-	return pgx.BeginFunc(ctx, pool, func(tx pgx.Tx) error {
-		why, head, err := lockDiverged(ctx, tx, category, slot)
-		if err != nil {
+	// The cursor of a busy partition is always a little behind its end.
+	for deadline := time.Now().Add(comparedWithin); ; wait(ctx, 50*time.Millisecond) {
+		err := pgx.BeginFunc(ctx, pool, func(tx pgx.Tx) error { return keepLog(ctx, tx, category, slot, end) })
+		if !errors.Is(err, ErrComparing) || time.Now().After(deadline) {
 			return err
 		}
-		// The next owner compares from here on, and would stop at the same record.
-		var compared int64
-		if err := tx.QueryRow(ctx, `select r.compared from refold.relay_partition r join refold.category c on c.id = r.category and c.generation = r.generation
-			where c.id = $1 and r.partition = $2 for update of r`, category.ID, slot%category.Partitions).Scan(&compared); err != nil {
-			return fmt.Errorf("reading the cursor of slot %d of %s: %w", slot, category.Name, err)
+	}
+}
+
+// comparedWithin is how long a repair waits for the relay's cursor.
+const comparedWithin = 2 * time.Second
+
+func keepLog(ctx context.Context, tx pgx.Tx, category eventstore.Category, slot int, end int64) error {
+	why, head, err := lockDiverged(ctx, tx, category, slot)
+	if err != nil {
+		return err
+	}
+	var compared, cursor int64
+	if err := tx.QueryRow(ctx, `select r.compared, r.seqs[$3] from refold.relay_partition r join refold.category c on c.id = r.category and c.generation = r.generation
+		where c.id = $1 and r.partition = $2 for update of r`, category.ID, slot%category.Partitions, slot/category.Partitions+1).Scan(&compared, &cursor); err != nil {
+		return fmt.Errorf("reading the cursor of slot %d of %s: %w", slot, category.Name, err)
+	}
+	// The next owner compares from there on, and would stop at the lost branch again.
+	if compared < end || end <= why.offset {
+		return fmt.Errorf("slot %d of %s: %w", slot, category.Name, ErrComparing)
+	}
+	// The topic may contradict an event far behind the first one that it lacks.
+	place := place{seq: min(why.seq-1, head.seq, cursor)}
+	if place.seq > 0 {
+		if err := tx.QueryRow(ctx, `select id from refold.event where category = $1 and slot = $2 and seq = $3`, category.ID, slot, place.seq).Scan((*[16]byte)(&place.id)); err != nil {
+			return fmt.Errorf("reading %s/%d/%d: %w", category.Name, slot, place.seq, err)
 		}
-		if compared <= why.offset || end <= why.offset {
-			return fmt.Errorf("slot %d of %s: %w", slot, category.Name, ErrComparing)
-		}
-		place := place{seq: min(why.seq-1, head.seq)}
-		if place.seq > 0 {
-			if err := tx.QueryRow(ctx, `select id from refold.event where category = $1 and slot = $2 and seq = $3`, category.ID, slot, place.seq).Scan((*[16]byte)(&place.id)); err != nil {
-				return fmt.Errorf("reading %s/%d/%d: %w", category.Name, slot, place.seq, err)
-			}
-		}
-		if err := noteRepair(ctx, tx, category, slot, Repair{Seq: place.seq + 1, Until: end}); err != nil {
-			return err
-		}
-		return resume(ctx, tx, category, slot, place)
-	})
+	}
+	if err := noteRepair(ctx, tx, category, slot, Repair{Seq: place.seq + 1, Until: end}); err != nil {
+		return err
+	}
+	return resume(ctx, tx, category, slot, place)
 }
 
 // Restore takes the topic's side in a divergence: events that the database has

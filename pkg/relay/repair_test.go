@@ -9,6 +9,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/refoldhq/refold/pkg/devstack"
 	"github.com/refoldhq/refold/pkg/event"
@@ -213,4 +214,84 @@ func TestTopicWithOtherPartitionsIsNamed(t *testing.T) {
 	w.start(quick)
 	w.eventually(func() bool { return w.alarms() != "" })
 	require.Contains(t, w.alarms(), "has 3, its category has 4")
+}
+
+// offsets returns where the topic holds a slot's events from a seq on.
+func (w *world) offsets(slot int, from int64) (at []int64) {
+	w.t.Helper()
+	client := w.client(kgo.ConsumePartitions(map[string]map[int32]kgo.Offset{w.topic: {int32(slot % 4): kgo.NewOffset().AtStart()}}))
+	for next, end := int64(0), w.end(slot); next < end; {
+		fetches := client.PollFetches(ctx)
+		require.NoError(w.t, fetches.Err())
+		fetches.EachRecord(func(r *kgo.Record) {
+			next = r.Offset + 1
+			var e event.Event
+			if kafka.Parse(r, "User", slots, 4, &e) == nil && e.Slot == slot && e.Seq >= from {
+				at = append(at, r.Offset)
+			}
+		})
+	}
+	return at
+}
+
+// end returns the end of a slot's partition.
+func (w *world) end(slot int) int64 {
+	w.t.Helper()
+	ends, err := w.admin().ListEndOffsets(ctx, w.topic)
+	require.NoError(w.t, err)
+	end, ok := ends.Lookup(w.topic, int32(slot%4))
+	require.True(w.t, ok)
+	return end.Offset
+}
+
+// A lost branch of two events was found by its first one, and the relay died before
+// it compared the second. What the log has in their places is sent all the same.
+func TestKeepLogDropsNothingOfTheLog(t *testing.T) {
+	t.Parallel()
+	w := setup(t, devstack.FakeKafka(t))
+	w.add(100)
+	w.addTo(64, "s1", "s1")
+	r := w.start(quick)
+	w.awaitRelayed()
+	r.stop()
+	brokers, slot := kafka.Config{Brokers: w.brokers}, event.SlotOf("s1", slots)
+	w.loseTail("s1", 2)
+	cursor := w.heads[slot]
+	branch := w.offsets(slot, cursor+1)
+	require.Len(t, branch, 2)
+	w.addTo(64, "s1", "s1", "s1") // others take their places
+	stand := func(seq, offset, compared int64) {
+		w.exec(`delete from refold.relay_stop`)
+		w.exec(`insert into refold.relay_stop (category, generation, slot, seq, kind, topic_offset, reason)
+			select category, generation, $1, $2, 'diverged', $3, 'of a test' from refold.relay_partition where partition = $4`, slot, seq, offset, slot%4)
+		w.exec(`update refold.relay_partition set compared = $1 where partition = $2`, compared, slot%4)
+	}
+	kept := func() int64 {
+		var seq int64
+		require.NoError(t, w.pool.QueryRow(ctx, `select seqs[$1] from refold.relay_partition where partition = $2`, slot/4+1, slot%4).Scan(&seq))
+		return seq
+	}
+
+	stand(cursor+1, branch[0], branch[1])
+	require.ErrorIs(t, relay.KeepLog(ctx, w.pool, brokers, w.asCategory(), slot), relay.ErrComparing, "the end of the branch is not known")
+	require.Contains(t, w.stops(), "of a test", "a repair that was refused changes nothing")
+
+	// A stop at the second one alone, as earlier repairs have left behind.
+	stand(cursor+2, branch[1], w.end(slot))
+	require.NoError(t, relay.KeepLog(ctx, w.pool, brokers, w.asCategory(), slot))
+	require.Equal(t, cursor, kept(), "no repair moves a cursor over what was not sent")
+	w.start(quick)
+	w.awaitRelayed()
+	whole := func() {
+		require.Empty(t, w.stops())
+		report, err := relay.VerifyTopic(ctx, w.pool, brokers, w.asCategory(), 10*time.Second)
+		require.NoError(t, err)
+		require.EqualValues(t, 2, report.Superseded)
+		require.Zero(t, report.Duplicates)
+	}
+	whole()
+
+	require.NoError(t, relay.Republish(ctx, w.pool, w.asCategory()))
+	w.eventually(func() bool { return w.relayed() == w.total() || w.stops() != "" })
+	whole() // what was decided once does not stop the slot again
 }
