@@ -17,8 +17,8 @@ import (
 	"github.com/refoldhq/refold/schemas/user"
 )
 
-// benchAggregate measures commands on warm aggregates beside raw appends, and
-// loading with and without a snapshot.
+// benchAggregate measures commands on warm aggregates beside raw appends, loading
+// with and without a snapshot, and reading events of older versions.
 func benchAggregate(ctx context.Context, b *bench) error {
 	pool, url, err := b.database(ctx, "bench_aggregate")
 	if err != nil {
@@ -59,7 +59,10 @@ func benchAggregate(ctx context.Context, b *bench) error {
 	if err != nil {
 		return err
 	}
-	return benchLoad(ctx, b, accounts)
+	if err := benchLoad(ctx, b, accounts); err != nil {
+		return err
+	}
+	return benchUpcast(b)
 }
 
 func openAccounts(ctx context.Context, b *bench, cfg aggregate.Config, store *eventstore.Store, pool *pgxpool.Pool) (*aggregate.Runtime, *aggregate.Repository[user.Account], error) {
