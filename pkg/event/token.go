@@ -57,7 +57,7 @@ func written(m Mark) int {
 func Merge(tokens ...Token) Token { return NewToken(slices.Concat(tokens...)...) }
 
 // tokenFormat is the first byte of a token: the layout below. Another layout
-// gets another number, and old ones stay readable.
+// gets another number; that of a release stays readable.
 const tokenFormat = 2
 
 // ErrMalformedToken is returned by [ParseToken].

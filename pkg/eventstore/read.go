@@ -58,7 +58,7 @@ type StreamEntry struct {
 
 // Streams returns at most limit streams of a category behind one, in byte order.
 // It costs some probes of an index for each, however many events they have, and
-// passes over the streams of other categories that lie between them.
+// passes over the entries of other categories that lie between them.
 func (r *Reader) Streams(ctx context.Context, category Category, after string, limit int) ([]StreamEntry, error) {
 	rows, err := r.pool.Query(ctx, `
 		with recursive s (stream, n) as (

@@ -38,11 +38,11 @@ func branchOf(parts []int64) uint32 {
 type logPlace struct{ there, head uint32 }
 
 // doubtful returns the marks of a token that are to be looked up in the log
-// together with the rows.
+// together with the rows. A standby, which has no branch, looks all up.
 func (v *validity) doubtful(token event.Token) (marks []event.Mark) {
 	branch := v.branch.Load()
 	for _, m := range token {
-		if m.Written || m.Event != 0 && m.Branch != branch {
+		if m.Written || m.Event != 0 && (branch == 0 || m.Branch != branch) {
 			marks = append(marks, m)
 		}
 	}

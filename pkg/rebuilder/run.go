@@ -203,10 +203,14 @@ func (j *job) finish(ctx context.Context, cause error) (Rebuild, error) {
 		if ctx.Err() != nil { // asked to stop: the next run goes on
 			state, text = Requested, ""
 		}
+		noted := false
 		if err := j.write(ending, "failure", func(tx pgx.Tx) error {
-			_, err := tx.Exec(ending, `update refold.rebuild set state = $2, error = nullif($3, ''), owner = null, updated = clock_timestamp() where id = $1`, j.rebuild.ID, state, text)
+			// What was promoted before the stop came stays done.
+			tag, err := tx.Exec(ending, `update refold.rebuild set state = $2, error = nullif($3, ''), owner = null, updated = clock_timestamp()
+				where id = $1 and state not in ('done', 'cancelled')`, j.rebuild.ID, state, text)
+			noted = err == nil && tag.RowsAffected() > 0
 			return err
-		}); err == nil {
+		}); err == nil && noted {
 			j.rebuild.State, j.rebuild.Error = state, text
 		}
 		j.deps.Metrics.outcomes.WithLabelValues(j.name, "failed").Inc()

@@ -117,6 +117,8 @@ func (s *session) learnLeaders(response *kmsg.MetadataResponse) {
 				s.settle(p, time.Time{}) // made anew
 			} else if _, ok := s.leaders.of(p); !ok {
 				s.noteTrouble(p, kerr.LeaderNotAvailable)
+			} else if p.flying == nil { // there was only no leader
+				p.trouble, p.retryAt = "", time.Time{}
 			}
 		}
 	}

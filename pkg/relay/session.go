@@ -179,7 +179,7 @@ func (s *session) attend(ctx context.Context) error {
 
 // nextChore returns when attend has something to do unless it is woken.
 func (s *session) nextChore() time.Time {
-	next := s.nextRenew
+	now, next := time.Now(), s.nextRenew
 	earlier := func(t time.Time) {
 		if t.Before(next) {
 			next = t
@@ -190,8 +190,11 @@ func (s *session) nextChore() time.Time {
 		if p.dirty {
 			earlier(s.nextCursor)
 		}
-		if !p.retryAt.IsZero() {
+		if now.Before(p.retryAt) { // where it is past, somebody is asking already
 			earlier(p.retryAt)
+		}
+		if _, ok := s.leaders.of(p); !ok && p.phase == flowing && now.Before(s.leaders.askAt) {
+			earlier(s.leaders.askAt)
 		}
 	}
 	if s.gathering {

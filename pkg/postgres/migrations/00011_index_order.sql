@@ -7,8 +7,8 @@
 --
 -- So each index begins with what its users know exactly, and with nothing else, and
 -- the table is never so small that reading it whole seems right: it begins with some
--- pages of dead rows, whose room is used again. The indexes are built while appends are
--- locked out: nothing on a new database.
+-- pages of dead rows, whose room is used again. Everybody is locked out of the log while
+-- the indexes are built: nothing on a new database.
 -- +goose Up
 alter table refold.event drop constraint event_pkey;
 drop index refold.event_stream_version;
