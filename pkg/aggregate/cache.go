@@ -88,7 +88,7 @@ func (s *shard[A]) leave(e *slot[A]) {
 	if e.users--; e.users > 0 {
 		return
 	}
-	if e.live == nil {
+	if e.live == nil || e.bytes > s.maxBytes { // one that is larger than all room must not push out the others first
 		s.drop(e)
 		return
 	}
@@ -102,7 +102,7 @@ func (s *shard[A]) leave(e *slot[A]) {
 }
 
 // evict drops what was used longest ago. Aggregates in use stay, so that nobody
-// else makes a second slot for them. One that is larger than all room goes at once.
+// else makes a second slot for them.
 func (s *shard[A]) evict() {
 	for at := s.used.Back(); at != nil && (s.used.Len() > s.max || s.bytes > s.maxBytes); {
 		before := at.Prev()

@@ -84,4 +84,11 @@ func TestTheCacheIsBoundedByBytesToo(t *testing.T) {
 	require.True(t, use(1000, 2000), "it was small")
 	require.False(t, use(1000, 10), "it has outgrown its shard")
 	require.True(t, use(1000, 10))
+
+	beside := 1001
+	for c.shard(fmt.Sprint(beside)) != c.shard("1000") {
+		beside++
+	}
+	require.False(t, use(beside, 2000))
+	require.True(t, use(1000, 10), "one that had no room has pushed it out")
 }

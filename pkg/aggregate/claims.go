@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 
 	"github.com/refoldhq/refold/pkg/eventstore"
@@ -116,8 +118,9 @@ func (r *Repository[A]) RepairClaims(ctx context.Context) (report ClaimsReport, 
 	}
 	for before := int64(-1); len(waiting) > 0 && repaired != before; {
 		before, left = repaired, ClaimsReport{}
-		for id := range waiting {
-			delete(waiting, id)
+		round := slices.Sorted(maps.Keys(waiting))
+		clear(waiting) // for the next round: each is tried once in this one
+		for _, id := range round {
 			if err := r.compareOne(ctx, id, &ClaimsReport{}, again); err != nil {
 				return report, err
 			}

@@ -1,6 +1,8 @@
 package aggregate_test
 
 import (
+	"fmt"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -144,4 +146,37 @@ func TestClaimsAreVerifiedAndBroughtToTheirRule(t *testing.T) {
 	_, err = eventstore.VerifyLog(ctx, w.pool)
 	require.ErrorIs(t, err, eventstore.ErrBroken)
 	require.ErrorContains(t, err, "user.email held by User/nobody")
+}
+
+// What has to wait for others is tried once in a round, and counted once, however many
+// wait and give way in it. The order in which they are tried may be any: it is had often.
+func TestARepairCountsEachAggregateOnce(t *testing.T) {
+	t.Parallel()
+	w := setup(t)
+	former := formerly(t, w)
+	const n = 4
+	for trial := range 16 {
+		name := func(what string, i int) string { return fmt.Sprintf("%s%d-%d", what, trial, i) }
+		for i := range n {
+			for id, address := range map[string]string{
+				name("gets", i):  fmt.Sprintf("Gets%d-%d@example.com", trial, i),
+				name("holds", i): name("holds", i) + "@example.com",
+				name("same", i):  fmt.Sprintf("%s%s%d@example.com", strings.Repeat("S", i), strings.Repeat("s", n-i), trial), // one address by today's rule
+			} {
+				_, err := former.Create(ctx, id, createExact(address))
+				require.NoError(t, err)
+			}
+			// It comes after the one that is to get this from it, which so has to wait.
+			_, err := w.pool.Exec(ctx, `insert into refold.claim (namespace, value, category, stream) select 'user.email', $1, id, $2 from refold.category where name = 'User'`,
+				name("gets", i)+"@example.com", name("holds", i))
+			require.NoError(t, err)
+		}
+		report, err := w.accounts.RepairClaims(ctx)
+		require.NoError(t, err)
+		require.Equal(t, []int64{2*n + 1, n - 1}, []int64{report.Repaired, report.Differ})
+		for i := range n {
+			_, err := w.accounts.Execute(ctx, name("same", i), changeEmail(name("other", i)+"@example.com"))
+			require.NoError(t, err)
+		}
+	}
 }

@@ -72,7 +72,8 @@ func NewCodec[A any](d *Definition[A], contracts *avro.Contracts, ids registry.I
 }
 
 // Fingerprint identifies the state's type and what folds events into it: that of
-// a snapshot must be the same.
+// a snapshot must be the same. It knows types and schemas, and not what functions do,
+// see [Definition.Revise].
 func (c *Codec[A]) Fingerprint() []byte { return c.fingerprint }
 
 // New returns an aggregate without events.

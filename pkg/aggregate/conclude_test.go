@@ -226,6 +226,18 @@ func TestAUnitThatRaisedNothingIsDoneOnce(t *testing.T) {
 	require.Equal(t, 1, runs)
 }
 
+func TestAUnitIsAskedForNoVersion(t *testing.T) {
+	t.Parallel()
+	w := setup(t)
+	for _, option := range []aggregate.Option{aggregate.WithVersion(0), aggregate.WithVersion(7), aggregate.WithExisting()} {
+		_, err := w.runtime.Together(ctx, func(u *aggregate.Unit) error {
+			t.Error("it was run")
+			return nil
+		}, option)
+		require.ErrorContains(t, err, "for calls about one")
+	}
+}
+
 // After a failover that has lost the tail of the log another event may stand under
 // the version that is warm: nothing may be stored or answered on its behalf.
 func TestAWarmAggregateDoesNotOutliveTheTailOfTheLog(t *testing.T) {

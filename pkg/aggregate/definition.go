@@ -56,7 +56,9 @@ func (d *Definition[A]) Events() map[string]reflect.Type {
 }
 
 // Revise says that the fold has another meaning than before, though the types
-// are the same: snapshots of other revisions are ignored. It is 0 at first.
+// are the same: snapshots of other revisions are ignored. It is 0 at first. A change
+// of what Apply does needs it, and so does one of the functions by which a type of the
+// state marshals itself, or of an upcaster's: what functions do is in no fingerprint.
 func (d *Definition[A]) Revise(revision int) { d.revision = revision }
 
 // SnapshotBy has snapshots of this type written by a policy of its own.

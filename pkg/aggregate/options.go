@@ -35,11 +35,11 @@ func WithCommandID(id, label string) Option {
 func WithMetadata(m event.Metadata) Option { return func(o *order) { o.metadata = m } }
 
 // WithVersion asks for an aggregate at exactly this version; another one is a
-// [*Conflict] at once.
+// [*Conflict] at once. Together refuses it.
 func WithVersion(version int64) Option { return func(o *order) { o.expected = version } }
 
 // WithExisting asks for an aggregate that has events; a call that would create it
-// is refused with a [*Conflict].
+// is refused with a [*Conflict]. Together refuses it.
 func WithExisting() Option { return func(o *order) { o.exists = true } }
 
 // WithAttempts bounds how often the function is run when races are lost.

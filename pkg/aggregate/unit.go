@@ -3,6 +3,7 @@ package aggregate
 import (
 	"context"
 	"crypto/sha256"
+	"errors"
 	"slices"
 
 	"github.com/refoldhq/refold/pkg/eventstore"
@@ -137,8 +138,14 @@ func (u *Unit) count(result *eventstore.Result, err error) {
 // saw them, also those on which nothing was raised and those that it was told do not
 // exist; and an error of f, or an answer without events, is about states that were
 // there at one moment during the call.
+//
+// [WithVersion] and [WithExisting] speak of one aggregate and are refused: In says that
+// an aggregate exists, and f compares versions.
 func (rt *Runtime) Together(ctx context.Context, f func(*Unit) error, options ...Option) (result *eventstore.Result, err error) {
 	o := rt.order(ctx, options)
+	if o.expected >= 0 || o.exists {
+		return nil, errOfOne
+	}
 	u := &Unit{ctx: ctx, rt: rt}
 	defer func() { u.count(result, err) }()
 	for attempt := 1; ; attempt++ {
@@ -156,6 +163,8 @@ func (rt *Runtime) Together(ctx context.Context, f func(*Unit) error, options ..
 		}
 	}
 }
+
+var errOfOne = errors.New("changing several aggregates: WithVersion and WithExisting are for calls about one")
 
 // attempt runs f once and stores what it raised.
 func (u *Unit) attempt(o *order, f func(*Unit) error) (*eventstore.Outcome, error) {
