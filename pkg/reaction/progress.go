@@ -62,7 +62,7 @@ func (w *worker) begin(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("reading the progress of %s: %w", w.cfg.Name, err)
 	}
-	parked, err := ParkedStreams(ctx, w.deps.Pool, w.cfg.Name)
+	parked, err := readParked(ctx, w.deps.Pool, `select `+parkedColumns+` from refold.reaction_parked p where reaction = $1 and category = $2`, w.cfg.Name, w.cfg.Category)
 	if err != nil {
 		return err
 	}
@@ -247,7 +247,8 @@ func readParked(ctx context.Context, pool *pgxpool.Pool, sql string, args ...any
 
 // carryOut begins to do what was asked about parked streams.
 func (w *worker) carryOut(ctx context.Context) error {
-	asked, err := readParked(ctx, w.deps.Pool, `select `+parkedColumns+` from refold.reaction_parked p where reaction = $1 and request is not null order by since`, w.cfg.Name)
+	asked, err := readParked(ctx, w.deps.Pool, `select `+parkedColumns+` from refold.reaction_parked p where reaction = $1 and category = $2 and request is not null order by since`,
+		w.cfg.Name, w.cfg.Category)
 	if err != nil {
 		return err
 	}

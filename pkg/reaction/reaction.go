@@ -157,8 +157,15 @@ func On[E any](c *Consumer, react func(ctx context.Context, e Event[E]) error) {
 		return // it was reported
 	}
 	contract, ok := c.contract.Type(t.Name())
-	if !ok || contract.Name != t.Name() || c.handlers[t.Name()] != nil {
-		c.fail(fmt.Errorf("%s: the category %s has no such event, or it is handled twice", t, c.cfg.Category))
+	switch {
+	case !ok:
+		c.fail(fmt.Errorf("%s: the category %s has no event %s", t, c.cfg.Category, t.Name()))
+		return
+	case contract.Name != t.Name():
+		c.fail(fmt.Errorf("%s: the event %s of %s is %s by now: handle that", t, t.Name(), c.cfg.Category, contract.Name))
+		return
+	case c.handlers[t.Name()] != nil:
+		c.fail(fmt.Errorf("%s: the event %s of %s is handled twice", t, t.Name(), c.cfg.Category))
 		return
 	}
 	schema, err := avro.NewGoType(contract, t)
@@ -365,7 +372,8 @@ func wake(ctx context.Context, pool *pgxpool.Pool) error {
 	return nil
 }
 
-// ParkedStreams returns the streams that a reaction has parked, by name.
+// ParkedStreams returns the streams that a reaction has parked, by name; also those of
+// a category that it has handled before.
 func ParkedStreams(ctx context.Context, pool *pgxpool.Pool, reaction string) ([]Parked, error) {
 	return readParked(ctx, pool, `select `+parkedColumns+`
 		from refold.reaction_parked p where reaction = $1 order by category, stream`, reaction)

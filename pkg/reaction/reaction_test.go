@@ -520,5 +520,5 @@ func TestWhatIsWrongWithAReactionIsSaidAtTheStart(t *testing.T) {
 	type Unknown struct{}
 	c := reaction.New(w.runtime, reaction.Config{Name: "x", Category: "User"})
 	reaction.On(c, func(context.Context, reaction.Event[Unknown]) error { return nil })
-	require.ErrorContains(t, c.Run(context.Background()), "no such event")
+	require.ErrorContains(t, c.Run(context.Background()), "the category User has no event Unknown")
 }

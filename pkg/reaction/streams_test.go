@@ -176,3 +176,31 @@ func TestALostTailIsGoneOnFromByItself(t *testing.T) {
 	require.NoError(t, err)
 	require.Empty(t, stopped)
 }
+
+// A reaction that has changed its category leaves parked streams behind, whose names
+// may be those of streams that it handles now.
+func TestParkedStreamsOfAnotherCategoryHoldUpNobody(t *testing.T) {
+	t.Parallel()
+	w := setup(t)
+	_, err := w.pool.Exec(context.Background(), `insert into refold.reaction_parked (reaction, category, stream, version, event, attempts, error)
+		select 'activator', 'Order', id, 1, gen_random_uuid(), 1, 'of old' from unnest('{free,parked}'::text[]) id`)
+	require.NoError(t, err)
+	run(t, w.activator(reaction.Config{FromStart: true}, func(_, stream string) error {
+		if stream == "parked" {
+			return reaction.Permanent(errors.New("it cannot be"))
+		}
+		return nil
+	}))
+	w.create(t, "free")
+	w.await(t, "free", "UserCreated", "UserActivated")
+	w.create(t, "parked")
+	w.awaitParked(t, 3)
+
+	require.NoError(t, reaction.Skip(context.Background(), w.pool, "activator", "Order", "parked", 1, "of old"))
+	w.create(t, "later") // it is handled in the session that the request has woken
+	w.await(t, "later", "UserCreated", "UserActivated")
+	list := w.awaitParked(t, 3)
+	require.Equal(t, []string{"Order/free ", "Order/parked skip", "User/parked "}, []string{told(list[0]), told(list[1]), told(list[2])})
+}
+
+func told(p reaction.Parked) string { return p.Category + "/" + p.Stream + " " + p.Request }
