@@ -2,6 +2,8 @@ package service
 
 import (
 	"context"
+	"errors"
+	"fmt"
 
 	"golang.org/x/sync/errgroup"
 
@@ -59,17 +61,16 @@ func (a *Aggregates) make(h *Host) error {
 	if err != nil {
 		return Usage(err).Try("writer lint")
 	}
-	if h.Settings.Schemas == "" { // reactions belong to the contracts that are compiled in, as aggregates do
-		for _, react := range a.reactions {
-			consumer, err := react(runtime)
-			if err == nil {
-				err = consumer.Check()
-			}
-			if err != nil {
-				return Usage(err)
-			}
-			a.consumers = append(a.consumers, consumer)
+	for _, react := range a.reactions { // also with --schemas: one that is left out once takes the events until then for history
+		consumer, err := react(runtime)
+		if consumer != nil {
+			err = errors.Join(consumer.Check(), err) // the consumer names itself
 		}
+		if err != nil {
+			return Usage(fmt.Errorf("making the reactions: %w", err)).Because("the contracts, which may be those of --schemas, are not those that the program was made for").
+				Try("give it contracts that have the reaction's category and event types")
+		}
+		a.consumers = append(a.consumers, consumer)
 	}
 	a.runtime = runtime
 	return nil

@@ -36,8 +36,10 @@ type WriterCommand struct {
 
 	SnapshotEvery int `help:"After how many events a snapshot of an aggregate is written; 0 for none." default:"100"`
 
-	// Aggregates are served as commands, and Reactions run on them. Extensions add
-	// to the API whatever else there is.
+	// Aggregates are served as commands, and Reactions run on them. With --schemas
+	// aggregates of categories that are not there are left out; reactions never are: if
+	// one does not fit the contracts, the writer does not start. Extensions add to the
+	// API whatever else there is.
 	Aggregates []aggregate.Type `kong:"-"`
 	Reactions  []Reaction       `kong:"-"`
 	Extensions []Extension      `kong:"-"`

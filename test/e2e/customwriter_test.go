@@ -20,10 +20,12 @@ import (
 )
 
 // The program in customwriter stands where a user's would: its commands, its
-// reaction and all that a writer serves are there. A rebuild reads the whole log
-// again, and the reaction does not notice.
+// reaction and all that a writer serves are there, on contracts from a folder as the
+// chart mounts them. A rebuild reads the whole log again, and the reaction does not
+// notice.
 func TestACustomWriterServesItsCommandsAndReacts(t *testing.T) {
 	stack := platform.New(t, devstack.Database(t), devstack.FakeKafka(t))
+	stack.Schemas = filepath.Join(platform.Root(), "schemas")
 	dir := t.TempDir()
 	for program, source := range map[string]string{"writer": "./test/e2e/customwriter", "projector": "./projector", "rebuild": "./rebuild"} {
 		build := exec.Command("go", "build", "-o", filepath.Join(dir, program), source)
