@@ -279,11 +279,12 @@ func (s *session) floors(ctx context.Context, category int16) (map[int]int64, er
 
 // lost stops a slot of which a relayed event is no longer in the table.
 func (s *session) lost(p *partition, at *slot, relayed place, inTable event.ID) {
-	if at.stop != nil && at.stop.kind == diverged {
-		return
+	if at.stop == nil || at.stop.kind != diverged {
+		s.stopSlot(p, at, &stop{kind: diverged, seq: relayed.seq, event: inTable, topicEvent: relayed.id, offset: -1,
+			reason: fmt.Sprintf("event %s was relayed at %s/%d/%d, the event table has %s there: the database has lost events that were relayed",
+				relayed.id, p.name, at.number, relayed.seq, describe(inTable))})
 	}
-	s.stopSlot(p, at, &stop{kind: diverged, seq: relayed.seq, event: inTable, topicEvent: relayed.id, offset: -1,
-		reason: fmt.Sprintf("event %s was relayed at %s/%d/%d, the event table has %s there: the database has lost events that were relayed",
-			relayed.id, p.name, at.number, relayed.seq, describe(inTable))})
-	at.acked = at.kept // what was acknowledged since may be lost too
+	// What was acknowledged since, or after the stop, may be lost too, and the
+	// cursor of the whole partition would be refused for it.
+	at.acked = at.kept
 }

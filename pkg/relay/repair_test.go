@@ -4,12 +4,14 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"github.com/refoldhq/refold/pkg/devstack"
 	"github.com/refoldhq/refold/pkg/event"
@@ -294,4 +296,43 @@ func TestKeepLogDropsNothingOfTheLog(t *testing.T) {
 	require.NoError(t, relay.Republish(ctx, w.pool, w.asCategory()))
 	w.eventually(func() bool { return w.relayed() == w.total() || w.stops() != "" })
 	whole() // what was decided once does not stop the slot again
+}
+
+// An event is lost while its record is on its way: the slot stops, and the answer
+// that comes afterwards holds up neither the partition's cursor nor the repair.
+func TestEventLostOnItsWay(t *testing.T) {
+	t.Parallel()
+	broker, err := devstack.StartBroker(devstack.BrokerConfig{})
+	require.NoError(t, err)
+	t.Cleanup(broker.Close)
+	w := setup(t, broker.Addrs())
+	w.add(100)
+	w.start(quick)
+	w.awaitRelayed()
+	held, arrive := make(chan struct{}), make(chan struct{})
+	release := sync.OnceFunc(func() { close(arrive) })
+	t.Cleanup(release)
+	broker.Cluster().ControlKey(int16(kmsg.Produce), func(kmsg.Request) (kmsg.Response, error, bool) {
+		broker.Cluster().DropControl()
+		close(held)
+		broker.Cluster().SleepControl(func() { <-arrive })
+		return nil, nil, false
+	})
+	slot := event.SlotOf("s1", slots)
+	w.addTo(64, "s1")
+	<-held
+	w.exec(`delete from refold.event where slot = $1 and seq = $2`, slot, w.heads[slot])
+	w.heads[slot]--
+	w.versions["s1"]--
+	w.addTo(64, "s1") // another takes its place
+	w.awaitStop()
+	release()
+	w.eventually(func() bool {
+		err := relay.KeepLog(ctx, w.pool, kafka.Config{Brokers: w.brokers}, w.asCategory(), slot)
+		require.True(t, err == nil || errors.Is(err, relay.ErrComparing) || errors.Is(err, relay.ErrNotDiverged), "%v", err)
+		return w.relayed() == w.total() && w.stops() == ""
+	})
+	report, err := relay.VerifyTopic(ctx, w.pool, kafka.Config{Brokers: w.brokers}, w.asCategory(), 10*time.Second)
+	require.NoError(t, err)
+	require.EqualValues(t, 1, report.Superseded)
 }
