@@ -57,6 +57,7 @@ check: lint
 	go vet ./...
 	go run ./writer lint --schemas schemas
 	go run ./writer lint --schemas test/githistory
+	go run ./test/e2e/ledger/writing lint
 	go run ./writer schema go User --schemas schemas --package user --out schemas/user/events.go --check
 	go run ./test/e2e/ledger/writing schema go --package ledger --out test/e2e/ledger/events.go --check
 	go mod verify >/dev/null
