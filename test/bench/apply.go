@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"os"
 	"path/filepath"
 	"sync"
@@ -181,6 +182,9 @@ func benchVisible(ctx context.Context, b *bench) error {
 		return err
 	}
 	defer p.close()
+	if err := p.awaitFeeding(ctx); err != nil {
+		return err
+	}
 	for _, perSecond := range []int{500, 2000, 5000} {
 		all, err := p.visible(ctx, perSecond, 8*time.Second)
 		if err != nil {
@@ -193,6 +197,27 @@ func benchVisible(ctx context.Context, b *bench) error {
 		b.report.line(fmt.Sprintf("append answered to row read with its token, %d events/s", perSecond), fmt.Sprintf("%s (%d reads)", all, len(all)), goal, "", 0)
 	}
 	return nil
+}
+
+// awaitFeeding waits until an append becomes a row: members of a group that have
+// just started take seconds to begin.
+func (p *platform) awaitFeeding(ctx context.Context) error {
+	writer, err := dial(p.writerURL)
+	if err != nil {
+		return err
+	}
+	defer writer.Close()
+	if _, err := writer.append("first"); err != nil {
+		return err
+	}
+	return await(ctx, 60*time.Second, "the first row", func() bool {
+		res, err := http.Get(p.queryURL + "/v1/read-models/rm_users/first")
+		if err != nil {
+			return false
+		}
+		res.Body.Close()
+		return res.StatusCode == http.StatusOK
+	})
 }
 
 // visible measures, while events are appended at a rate, from the answer of an
