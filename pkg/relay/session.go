@@ -209,14 +209,18 @@ func (s *session) nextChore() time.Time {
 // takeHints marks the slots that others have told of.
 func (s *session) takeHints() {
 	s.mu.Lock()
-	hints, all := s.hints, s.all
-	if len(hints) > 0 {
-		s.hints = make(map[string]map[int]bool)
+	var hints map[string]map[int]bool // none while others may write into it
+	if len(s.hints) > 0 {
+		hints, s.hints = s.hints, make(map[string]map[int]bool)
 	}
+	all := s.all
 	s.all = false
 	s.mu.Unlock()
 	if all {
 		s.lookEverywhere()
+		return
+	}
+	if hints == nil {
 		return
 	}
 	for _, p := range s.owned {
