@@ -7,7 +7,9 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/refoldhq/refold/pkg/aggregate"
 	"github.com/refoldhq/refold/schemas"
+	"github.com/refoldhq/refold/schemas/user"
 )
 
 // `writer schema go --check` passes on what the command wrote, and on nothing else.
@@ -29,4 +31,51 @@ func TestSchemaGoChecksWhatItWrote(t *testing.T) {
 	after, err := os.ReadFile(file)
 	require.NoError(t, err)
 	require.Equal(t, stale, after, "a check writes nothing")
+}
+
+// `writer schema from-go` writes what is missing and no more, and takes back what
+// does not fit the versions before; `schema golden` makes what then must not change.
+func TestSchemasComeFromGoAndStayAsTheyWere(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	s := &Settings{Schemas: dir}
+	types := []aggregate.Type{user.Define()}
+	fromGo, golden := &fromGoCommand{}, &goldenCommand{}
+	folder := filepath.Join(dir, "events", "User")
+	files := func() []string {
+		list, err := filepath.Glob(filepath.Join(folder, "*.avsc"))
+		require.NoError(t, err)
+		return list
+	}
+	require.NoError(t, fromGo.Run(s, types))
+	require.Len(t, files(), len(user.Define().Events()))
+	contracts, err := s.Contracts()
+	require.NoError(t, err)
+	category, _ := contracts.Category("User")
+	created, _ := category.Type("UserCreated")
+	require.NoError(t, created.Newest().Fits(user.Define().Events()["UserCreated"]))
+	require.NoError(t, fromGo.Run(s, types))
+	require.Len(t, files(), len(user.Define().Events()), "nothing has changed")
+
+	// The struct has a field more than the schema, and events without it have no value for it.
+	first := filepath.Join(folder, "UserEmailChanged.v1.avsc")
+	require.NoError(t, os.WriteFile(first, []byte(`{"type":"record","name":"UserEmailChanged","fields":[]}`), 0o600))
+	require.ErrorContains(t, fromGo.Run(s, types), "newEmail")
+	require.NoFileExists(t, filepath.Join(folder, "UserEmailChanged.v2.avsc"))
+
+	// It has a field less, which is a version that reads the one before.
+	require.NoError(t, os.WriteFile(first, []byte(`{"type":"record","name":"UserEmailChanged","fields":[{"name":"newEmail","type":"string"},{"name":"why","type":"string"}]}`), 0o600))
+	require.NoError(t, fromGo.Run(s, types))
+	require.FileExists(t, filepath.Join(folder, "UserEmailChanged.v2.avsc"))
+
+	require.NoError(t, golden.Run(s))
+	check := func() error {
+		contracts, err := s.Contracts()
+		require.NoError(t, err)
+		_, err = contracts.CheckGolden(os.DirFS(dir))
+		return err
+	}
+	require.NoError(t, check())
+	require.NoError(t, os.WriteFile(first, []byte(`{"type":"record","name":"UserEmailChanged","fields":[{"name":"newEmail","type":"string"},{"name":"reason","type":"string"}]}`), 0o600))
+	require.ErrorContains(t, check(), "UserEmailChanged.v1", "a version that was shipped does not change")
 }
