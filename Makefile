@@ -58,6 +58,8 @@ check: lint
 	go run ./writer lint --schemas schemas
 	go run ./writer lint --schemas test/githistory
 	go run ./test/e2e/ledger/writing lint
+	go run ./projector test
+	go run ./test/e2e/ledger/projecting test
 	go run ./writer schema go User --schemas schemas --package user --out schemas/user/events.go --check
 	go run ./test/e2e/ledger/writing schema go --package ledger --out test/e2e/ledger/events.go --check
 	go mod verify >/dev/null

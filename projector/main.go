@@ -12,12 +12,14 @@ import (
 
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/refoldhq/refold/pkg/aggregate"
 	"github.com/refoldhq/refold/pkg/engine"
 	"github.com/refoldhq/refold/pkg/postgres"
 	"github.com/refoldhq/refold/pkg/projection"
 	"github.com/refoldhq/refold/pkg/readmodel"
 	"github.com/refoldhq/refold/pkg/service"
 	"github.com/refoldhq/refold/schemas"
+	"github.com/refoldhq/refold/schemas/user"
 )
 
 // cli is the command line.
@@ -30,12 +32,12 @@ type cli struct {
 	Parked parkedCommand            `cmd:"" help:"Show parked streams; retry or skip."`
 	Verify verifyCommand            `cmd:"" help:"Fold the log from the event table and compare every row."`
 	Lint   lintCommand              `cmd:"" help:"Compile the definitions of a folder."`
-	Test   testCommand              `cmd:"" help:"Run the tests that stand beside the definitions (projections/*.test.yaml)."`
+	Test   service.TestCommand      `cmd:"" help:"Run the tests that stand beside the definitions (projections/*.test.yaml)."`
 }
 
 func main() {
 	service.Program{Name: "projector", Description: "refold's read side: it feeds projections from the topics and serves read models.",
-		Contracts: schemas.FS}.Main(&cli{})
+		Contracts: schemas.FS}.Main(&cli{Test: service.TestCommand{Aggregates: []aggregate.Type{user.Define()}}})
 }
 
 func open(ctx context.Context, s *service.Settings, conns int) (*pgxpool.Pool, error) {

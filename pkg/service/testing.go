@@ -1,4 +1,4 @@
-package main
+package service
 
 import (
 	"encoding/json"
@@ -6,24 +6,28 @@ import (
 	"os"
 	"strings"
 
+	"github.com/refoldhq/refold/pkg/aggregate"
 	"github.com/refoldhq/refold/pkg/refoldtest"
-	"github.com/refoldhq/refold/pkg/service"
-	"github.com/refoldhq/refold/schemas/user"
 )
 
-type testCommand struct {
+// TestCommand is `projector test`: it runs the tests beside the definitions of the
+// program's contracts. Those that run commands need the aggregates.
+type TestCommand struct {
 	Output string `short:"o" help:"Form of the output: table or json." enum:"table,json" default:"table"`
+
+	// Aggregates are those whose commands the tests run.
+	Aggregates []aggregate.Type `kong:"-"`
 }
 
 // Run runs the tests beside the definitions, without any server.
-func (c *testCommand) Run(settings *service.Settings) error {
-	suite, err := refoldtest.NewSuite(settings.ContractsFS(), settings.Upcasters(), user.Define())
+func (c *TestCommand) Run(settings *Settings) error {
+	suite, err := refoldtest.NewSuite(settings.ContractsFS(), settings.Upcasters(), c.Aggregates...)
 	if err != nil {
-		return service.Usage(err).Try("projector lint")
+		return Usage(err).Try("projector lint")
 	}
 	outcomes, err := suite.Run()
 	if err != nil {
-		return service.Usage(err)
+		return Usage(err)
 	}
 	failed := 0
 	for _, o := range outcomes {
@@ -42,7 +46,7 @@ func (c *testCommand) Run(settings *service.Settings) error {
 }
 
 // print shows a test: as a line of JSON, or only if it failed.
-func (c *testCommand) print(o refoldtest.Outcome) {
+func (c *TestCommand) print(o refoldtest.Outcome) {
 	switch {
 	case c.Output == "json":
 		json.NewEncoder(os.Stdout).Encode(o) // an output that is gone ends the program anyway
