@@ -208,7 +208,7 @@ func (w *worker) claim(ctx context.Context, former int64) (err error) {
 	if err != nil {
 		return err
 	}
-	if w.conn, err = postgres.Connect(ctx, postgres.Config{URL: w.engine.cfg.DatabaseURL, AppName: "refold-projector",
+	if w.conn, err = postgres.Connect(ctx, postgres.Config{URL: w.engine.cfg.DatabaseURL, AppName: "refold-projector", ByKey: true,
 		StatementTimeout: 30 * time.Second, LockTimeout: 20 * time.Second, IdleInTransactionTimeout: 5 * time.Second}); err != nil {
 		return err
 	}
@@ -255,16 +255,15 @@ func (w *worker) claim(ctx context.Context, former int64) (err error) {
 	if w.skipped, err = w.readDecisions(ctx); err != nil {
 		return err
 	}
-	return w.setUp(ctx)
+	return w.commitWithoutFlush(ctx)
 }
 
-// setUp has the session's commits wait for the disk no more. The claim did: epochs
+// commitWithoutFlush has the session's commits wait for the disk no more. The claim did: epochs
 // must not come twice. A batch need not: what a crash of the server takes of rows it
 // takes of progress too, so the events are applied again, and whoever was told a
-// position waits for it again. And rows are looked up by their keys, also where the
-// table was small when that was planned.
-func (w *worker) setUp(ctx context.Context) error {
-	if _, err := w.conn.Exec(ctx, `set synchronous_commit = off; set enable_seqscan = off`); err != nil {
+// position waits for it again.
+func (w *worker) commitWithoutFlush(ctx context.Context) error {
+	if _, err := w.conn.Exec(ctx, `set synchronous_commit = off`); err != nil {
 		return fmt.Errorf("setting up the session: %w", err)
 	}
 	return nil

@@ -251,7 +251,7 @@ func (l *lane) connect(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	conn, err := postgres.Connect(ctx, postgres.Config{URL: l.store.cfg.DatabaseURL, AppName: sessionName,
+	conn, err := postgres.Connect(ctx, postgres.Config{URL: l.store.cfg.DatabaseURL, AppName: sessionName, ByKey: true,
 		StatementTimeout: l.store.cfg.TripTimeout - time.Second, LockTimeout: lockTimeout, IdleInTransactionTimeout: stoppedAfter})
 	if err != nil {
 		return err

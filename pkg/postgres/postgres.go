@@ -41,6 +41,10 @@ type Config struct {
 	StatementTimeout         time.Duration
 	LockTimeout              time.Duration
 	IdleInTransactionTimeout time.Duration
+	// ByKey is for sessions that look up single rows. They read no table whole where
+	// an index serves, not even one that was small when the statement was planned:
+	// a session keeps its plans until somebody analyzes the table.
+	ByKey bool
 	// ConnectTimeout bounds dialing and the handshake; 0 means 5 s.
 	ConnectTimeout time.Duration
 }
@@ -118,6 +122,9 @@ func (c Config) apply(conn *pgx.ConnConfig) {
 	// Our statements touch few rows, whatever the planner expects of a function in
 	// FROM; compiling such a plan took 1 to 2 s on a busy machine.
 	p["jit"] = "off"
+	if c.ByKey {
+		p["enable_seqscan"] = "off"
+	}
 	p["tcp_keepalives_idle"] = seconds(keepAliveIdle)
 	p["tcp_keepalives_interval"] = seconds(keepAliveInterval)
 	p["tcp_keepalives_count"] = strconv.Itoa(keepAliveCount)

@@ -173,7 +173,7 @@ func (w *Watcher) lose() {
 
 // listen ends when its session does.
 func (w *Watcher) listen(ctx context.Context) error {
-	conn, err := postgres.Connect(ctx, postgres.Config{URL: w.url, AppName: "refold-queries-listen", StatementTimeout: lookTimeout})
+	conn, err := postgres.Connect(ctx, postgres.Config{URL: w.url, AppName: "refold-queries-listen", ByKey: true, StatementTimeout: lookTimeout})
 	if err != nil {
 		return err
 	}

@@ -42,7 +42,7 @@ type session struct {
 }
 
 func (r *Relay) session(ctx context.Context, client *kgo.Client) (err error) {
-	conn, err := postgres.Connect(ctx, postgres.Config{URL: r.cfg.DatabaseURL, AppName: "refold-relay", StatementTimeout: 20 * time.Second})
+	conn, err := postgres.Connect(ctx, postgres.Config{URL: r.cfg.DatabaseURL, AppName: "refold-relay", ByKey: true, StatementTimeout: 20 * time.Second})
 	if err != nil {
 		return err
 	}
