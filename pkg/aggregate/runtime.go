@@ -188,22 +188,19 @@ func (rt *Runtime) VerifySnapshots(ctx context.Context) (verified int, err error
 
 // VerifyClaims compares the claim table with the log for all types, see
 // [Repository.VerifyClaims].
-func (rt *Runtime) VerifyClaims(ctx context.Context) (report ClaimsReport, err error) {
-	for _, h := range rt.all() {
-		one, err := h.VerifyClaims(ctx)
-		report.add(one)
-		if err != nil {
-			return report, err
-		}
-	}
-	return report, nil
+func (rt *Runtime) VerifyClaims(ctx context.Context) (ClaimsReport, error) {
+	return rt.claims(func(h Handler) (ClaimsReport, error) { return h.VerifyClaims(ctx) })
 }
 
 // RepairClaims brings the claim table to the rules of all types, see
 // [Repository.RepairClaims].
-func (rt *Runtime) RepairClaims(ctx context.Context) (report ClaimsReport, err error) {
+func (rt *Runtime) RepairClaims(ctx context.Context) (ClaimsReport, error) {
+	return rt.claims(func(h Handler) (ClaimsReport, error) { return h.RepairClaims(ctx) })
+}
+
+func (rt *Runtime) claims(of func(Handler) (ClaimsReport, error)) (report ClaimsReport, err error) {
 	for _, h := range rt.all() {
-		one, err := h.RepairClaims(ctx)
+		one, err := of(h)
 		report.add(one)
 		if err != nil {
 			return report, err

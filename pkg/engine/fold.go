@@ -108,7 +108,7 @@ func (w *worker) read(ctx context.Context, b *batch, keys []string) error {
 func (w *worker) foldOne(ctx context.Context, b *batch, t *taken) error {
 	e := &t.event
 	switch {
-	case len(w.skipped) > 0 && w.skipped.skips(e):
+	case len(w.skipped) > 0 && w.skipped.Skips(e):
 		b.counts.skipped++
 		return nil
 	case t.source != fromParked && (w.parked[e.Stream] || b.newlyParked[e.Stream]):

@@ -80,24 +80,26 @@ func (w *worker) readParked(ctx context.Context) (map[string]bool, error) {
 	return parked, nil
 }
 
-// decisions are events that somebody decided to skip. Another event that comes to
+// Decisions are events that somebody decided to skip. Another event that comes to
 // stand in the place of one, after the log has lost its tail, is none of them.
-type decisions map[place]event.ID
+type Decisions map[place]event.ID
 
-func (d decisions) skips(e *event.Event) bool {
+// Skips tells whether it was decided to skip an event.
+func (d Decisions) Skips(e *event.Event) bool {
 	id, decided := d[place{e.Slot, e.Seq}]
 	return decided && id == e.ID
 }
 
-// readDecisions reads which events of the partition somebody decided to skip:
-// what was decided for one version holds for all.
-func (w *worker) readDecisions(ctx context.Context) (decisions, error) {
-	rows, err := w.conn.Query(ctx, `select slot, seq, id from refold.decision where projection = $1 and category = $2 and slot = any($3)`,
-		w.feed.Version.Projection, w.category.Name, w.seqs.slots)
+// ReadDecisions reads which events of a category somebody decided to skip, in some
+// slots, or in all when slots is nil: what was decided for one version of a projection
+// holds for all.
+func ReadDecisions(ctx context.Context, q Querier, projection, category string, slots []int16) (Decisions, error) {
+	rows, err := q.Query(ctx, `select slot, seq, id from refold.decision where projection = $1 and category = $2 and ($3::smallint[] is null or slot = any($3))`,
+		projection, category, slots)
 	if err != nil {
-		return nil, fmt.Errorf("reading decisions: %w", err)
+		return nil, fmt.Errorf("reading decisions about %s: %w", projection, err)
 	}
-	skipped := make(decisions)
+	skipped := make(Decisions)
 	var slot int16
 	var seq int64
 	var id [16]byte
@@ -106,7 +108,7 @@ func (w *worker) readDecisions(ctx context.Context) (decisions, error) {
 		return nil
 	})
 	if err != nil {
-		return nil, fmt.Errorf("reading decisions: %w", err)
+		return nil, fmt.Errorf("reading decisions about %s: %w", projection, err)
 	}
 	return skipped, nil
 }

@@ -115,7 +115,7 @@ func (e *Engine) findDecisions(ctx context.Context) error {
 		return err
 	}
 	e.each(func(w *worker) {
-		mine := make(decisions)
+		mine := make(Decisions)
 		for _, d := range list {
 			if d.projection == w.feed.Version.Projection && d.category == w.category.Name && event.PartitionOf(int(d.slot), w.category.Partitions) == w.partition {
 				mine[place{int(d.slot), d.seq}] = d.id

@@ -45,7 +45,7 @@ type worker struct {
 	next    int64 // offset
 	seqs    sequencer
 	parked  map[string]bool
-	skipped decisions
+	skipped Decisions
 	lost    relay.Branches // records that are no events of the log any more
 	folder  *projection.Folder
 	rows    *cachePart
@@ -64,7 +64,7 @@ type worker struct {
 	mu       sync.Mutex // guards what others see
 	state    shown
 	requests []request
-	decided  decisions // since the claim
+	decided  Decisions // since the claim
 }
 
 // shown is what others see of a worker.
@@ -252,7 +252,7 @@ func (w *worker) claim(ctx context.Context, former int64) (err error) {
 	if w.parked, err = w.readParked(ctx); err != nil {
 		return err
 	}
-	if w.skipped, err = w.readDecisions(ctx); err != nil {
+	if w.skipped, err = ReadDecisions(ctx, w.conn, w.feed.Version.Projection, w.category.Name, w.seqs.slots); err != nil {
 		return err
 	}
 	return w.commitWithoutFlush(ctx)

@@ -47,7 +47,9 @@ func ReadCategories(ctx context.Context, pool *pgxpool.Pool) ([]Category, error)
 // ensureCategory makes a category with its slots, or returns the one that is there.
 func ensureCategory(ctx context.Context, pool *pgxpool.Pool, spec CategorySpec) (c Category, err error) {
 	err = pgx.BeginFunc(ctx, pool, func(tx pgx.Tx) error {
-		if _, err := tx.Exec(ctx, `insert into refold.category (name, slots, partitions, topic) values ($1, $2, $3, $4) on conflict (name) do nothing`,
+		// An insertion that meets the name takes an id all the same, of 32,767 that there are.
+		if _, err := tx.Exec(ctx, `insert into refold.category (name, slots, partitions, topic) select $1, $2, $3, $4
+			where not exists (select from refold.category where name = $1) on conflict (name) do nothing`,
 			spec.Name, spec.Slots, spec.Partitions, spec.Topic); err != nil {
 			return err
 		}

@@ -146,11 +146,18 @@ func (s *Store) EnsureCategories(ctx context.Context, pool *pgxpool.Pool, specs 
 		if err != nil {
 			return err
 		}
-		s.mu.Lock()
-		s.categories[c.Name] = c
-		s.mu.Unlock()
+		s.Know(c)
 	}
 	return nil
+}
+
+// Know remembers categories that are there.
+func (s *Store) Know(categories ...Category) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, c := range categories {
+		s.categories[c.Name] = c
+	}
 }
 
 // Category returns a category by its name.

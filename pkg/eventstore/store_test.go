@@ -346,3 +346,16 @@ func TestStreamsAreListedInOrder(t *testing.T) {
 	}
 	require.Equal(t, []string{"B2", "a4", "b2", "c2"}, names)
 }
+
+// Ids of categories are few: starting again takes none.
+func TestCategoriesThatAreThereTakeNoIDs(t *testing.T) {
+	t.Parallel()
+	store, pool := setup(t)
+	for range 5 {
+		require.NoError(t, store.EnsureCategories(ctx, pool, categories))
+	}
+	require.NoError(t, store.EnsureCategories(ctx, pool, []eventstore.CategorySpec{{Name: "Invoice", Slots: 4, Partitions: 2, Topic: "refold.invoice"}}))
+	order, _ := store.Category("Order")
+	invoice, _ := store.Category("Invoice")
+	require.Equal(t, order.ID+1, invoice.ID)
+}

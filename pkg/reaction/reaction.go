@@ -71,7 +71,7 @@ type Config struct {
 	Attempts int
 	// Backoff is the pause before the second attempt; it doubles, up to 30 s. 50 ms.
 	Backoff time.Duration
-	// Workers is how many slots are worked on at once; 8.
+	// Workers is how many events, each of another stream, are handled at once; 8.
 	Workers int
 	// Poll is how often the log is looked at when nothing tells of events; 1 s.
 	Poll time.Duration

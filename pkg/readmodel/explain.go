@@ -200,7 +200,11 @@ func concerningShared(ctx context.Context, f *rowFold, d *deriver, to *Progress)
 				return nil, fmt.Errorf("%w: the log has more than %d events, and any may concern the row", ErrTooExpensive, maxExplained)
 			}
 			for k := range events {
-				if f.concerns(ctx, &events[k]) {
+				concerned, err := f.concerns(ctx, &events[k])
+				if err != nil {
+					return nil, err
+				}
+				if concerned {
 					all = append(all, events[k])
 				}
 			}
@@ -256,7 +260,7 @@ func (e *Explanation) compare(f *rowFold) (err error) {
 	if e.Folded, err = f.made(); err != nil {
 		return fmt.Errorf("reading the row %q as it was folded: %w", e.Key, err)
 	}
-	e.Differences = differences(f.members(), stored)
+	e.Differences = differences(f.shown, stored)
 	e.Equal = len(e.Differences) == 0 && (e.Folded == nil) == (e.Stored == nil)
 	return nil
 }

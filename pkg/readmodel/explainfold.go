@@ -21,8 +21,9 @@ type rowFold struct {
 	folder  *projection.Folder
 	row     *projection.Row
 	key     string
-	skipped map[event.ID]string // why
-	parked  map[string]bool     // streams
+	skipped map[event.ID]string        // why
+	parked  map[string]bool            // streams
+	shown   map[string]json.RawMessage // the members of row
 }
 
 // begin decodes an event; an outcome other than Applies, or a reason, says why not.
@@ -48,9 +49,9 @@ func (f *rowFold) begin(ctx context.Context, e *event.Event) (outcome projection
 	return outcome, "", nil
 }
 
-func (f *rowFold) concerns(ctx context.Context, e *event.Event) bool {
+func (f *rowFold) concerns(ctx context.Context, e *event.Event) (bool, error) {
 	outcome, reason, err := f.begin(ctx, e)
-	return err == nil && reason == "" && outcome == projection.Applies && f.find()
+	return err == nil && reason == "" && outcome == projection.Applies && f.find(), err
 }
 
 // find makes the row's key the folder's present one, and tells whether it is one of
@@ -87,7 +88,6 @@ func (f *rowFold) apply(ctx context.Context, e *event.Event) (*ExplainedEvent, e
 	case reason == "" && !f.find():
 		return nil, nil
 	}
-	before := f.members()
 	if reason == "" {
 		if err := f.folder.Apply(f.row); err != nil {
 			reason = err.Error()
@@ -101,9 +101,10 @@ func (f *rowFold) apply(ctx context.Context, e *event.Event) (*ExplainedEvent, e
 	if !f.row.Exists() {
 		done.Outcome = "removed"
 	}
-	after := f.members()
-	for _, name := range differences(before, after) {
-		done.Changes[name] = FieldChange{orNull(before[name]), orNull(after[name])}
+	before := f.shown
+	f.shown = f.members()
+	for _, name := range differences(before, f.shown) {
+		done.Changes[name] = FieldChange{orNull(before[name]), orNull(f.shown[name])}
 	}
 	return done, nil
 }

@@ -264,23 +264,23 @@ type fold struct {
 	plan    *projection.Plan
 	folder  *projection.Folder
 	schemas schemaCache
-	skip    map[string]decisions // by category
+	skip    map[string]engine.Decisions // by category
 }
 
 func (s *snapshot) newFold(plan *projection.Plan) *fold {
-	return &fold{job: s.job, plan: plan, folder: plan.NewFolder(), schemas: newSchemaCache(s.deps.Schemas), skip: make(map[string]decisions)}
+	return &fold{job: s.job, plan: plan, folder: plan.NewFolder(), schemas: newSchemaCache(s.deps.Schemas), skip: make(map[string]engine.Decisions)}
 }
 
 func (f *fold) event(ctx context.Context, e *event.Event, rows map[string]*projection.Row) error {
 	skip, known := f.skip[e.Category]
 	if !known {
 		var err error
-		if skip, err = f.job.decisions(ctx, f.job.name, e.Category); err != nil {
+		if skip, err = engine.ReadDecisions(ctx, f.job.pool, f.job.name, e.Category, nil); err != nil {
 			return err
 		}
 		f.skip[e.Category] = skip
 	}
-	if skip.skips(e) || !f.plan.Uses(e.Category, e.Type) {
+	if skip.Skips(e) || !f.plan.Uses(e.Category, e.Type) {
 		return nil
 	}
 	schema, _, err := f.schemas.of(e)

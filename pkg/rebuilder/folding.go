@@ -20,7 +20,7 @@ const lookUpTimeout = 10 * time.Second
 // fold folds one event, as the engine would: a stream whose event cannot be
 // applied is parked, unless it is only the record of the topic that is damaged.
 func (l *loader) fold(e *event.Event) error {
-	if len(l.skip) > 0 && l.skip.skips(e) {
+	if len(l.skip) > 0 && l.skip.Skips(e) {
 		if l.pass == 1 {
 			l.counts.skipped++
 		}

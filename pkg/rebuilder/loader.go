@@ -8,6 +8,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/refoldhq/refold/pkg/engine"
 	"github.com/refoldhq/refold/pkg/event"
 	"github.com/refoldhq/refold/pkg/projection"
 )
@@ -27,7 +28,7 @@ type loader struct {
 
 	folder  *projection.Folder
 	schemas schemaCache
-	skip    decisions
+	skip    engine.Decisions
 
 	seed  maphash.Seed
 	low   uint64 // the pass is for hashes from low up to, but not including, high
@@ -46,11 +47,6 @@ type loader struct {
 	hasher       rowHasher
 }
 
-type place struct {
-	slot int
-	seq  int64
-}
-
 // counts say what became of records and events, as in refold.progress.
 type counts struct{ duplicates, filtered, skipped, foreign int64 }
 
@@ -67,7 +63,7 @@ func (j *job) newLoader(ctx context.Context, conn *pgx.Conn, p *part, table stri
 	if j.rowLimit > 0 {
 		l.limit = j.rowLimit
 	}
-	skip, err := j.decisions(ctx, j.name, p.category.Name)
+	skip, err := engine.ReadDecisions(ctx, j.pool, j.name, p.category.Name, nil)
 	l.skip = skip
 	return l, err
 }

@@ -53,36 +53,6 @@ func (l *loader) parkedEvents() (list []event.Event) {
 	return list
 }
 
-// decisions are events that somebody decided to skip. Another event that came to
-// stand in the place of one, after the log had lost its tail, is none of them.
-type decisions map[place]event.ID
-
-func (d decisions) skips(e *event.Event) bool {
-	id, decided := d[place{e.Slot, e.Seq}]
-	return decided && id == e.ID
-}
-
-// decisions reads which events of a category somebody has decided to skip: what
-// was decided for one version holds for those that follow.
-func (r *Rebuilder) decisions(ctx context.Context, name, category string) (decisions, error) {
-	rows, err := r.pool.Query(ctx, `select slot, seq, id from refold.decision where projection = $1 and category = $2`, name, category)
-	if err != nil {
-		return nil, fmt.Errorf("reading decisions about %s: %w", name, err)
-	}
-	list := make(decisions)
-	var slot int16
-	var seq int64
-	var id [16]byte
-	_, err = pgx.ForEachRow(rows, []any{&slot, &seq, &id}, func() error {
-		list[place{int(slot), seq}] = id
-		return nil
-	})
-	if err != nil {
-		return nil, fmt.Errorf("reading decisions about %s: %w", name, err)
-	}
-	return list, nil
-}
-
 // parkedFrom returns the first parked seq of each parked stream of a version.
 func (r *Rebuilder) parkedFrom(ctx context.Context, q querier, v readmodel.Version, category string) (map[string]int64, error) {
 	rows, err := q.Query(ctx, `select stream, min(seq) from refold.parked_event where projection = $1 and version = $2 and category = $3 group by 1`, v.Projection, v.Number, category)

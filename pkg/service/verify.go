@@ -159,11 +159,9 @@ func idleRuntime(ctx context.Context, s *Settings, pool *pgxpool.Pool, types []a
 		return nil, err
 	}
 	store := eventstore.New(eventstore.Config{DatabaseURL: s.DatabaseURL}, s.Logger(), prometheus.NewRegistry())
+	store.Know(categories...)
 	var present []aggregate.Type
 	for _, c := range categories {
-		if err := store.EnsureCategories(ctx, pool, []eventstore.CategorySpec{{Name: c.Name, Slots: c.Slots, Partitions: c.Partitions, Topic: c.Topic}}); err != nil {
-			return nil, err
-		}
 		_, known := contracts.Category(c.Name)
 		for _, t := range types {
 			if known && t.Category() == c.Name {
