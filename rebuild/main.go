@@ -1,5 +1,5 @@
-// Rebuild builds a fresh version of a projection from the beginning of the log,
-// checks it and lets it serve. It is one process that runs to its end, equally
+// Rebuild fills new fields of a projection, or builds a fresh version of it from the
+// beginning of the log, checks it and lets it serve. It is one process that runs to its end, equally
 // from a shell and as a Kubernetes Job.
 package main
 

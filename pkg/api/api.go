@@ -1,5 +1,6 @@
 // Package api is refold's HTTP API of the write side: appending, importing and
-// reading the log, and the schema registry below /schema-registry.
+// reading the log, commands and states of aggregates, parked streams, rebuilds, and the
+// schema registry below /schema-registry.
 //
 // Bodies of appends are read by a strict reader and encoded to Avro in the same
 // pass; whatever is ambiguous or does not fit is refused with a problem of

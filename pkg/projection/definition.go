@@ -1,7 +1,7 @@
 // Package projection turns definitions into plans and folds events into rows by
 // them. It does no IO.
 //
-// A [Definition] is what an author wrote, in YAML; [Compile] types it against the
+// A [Definition] is what an author wrote, in YAML or in Go ([Of], [Fold]); [Compile] types it against the
 // event schemas and makes a [Plan]. A [Folder] folds the events of one partition:
 // [Folder.Begin] decodes what the plan needs of an event and says which row it
 // concerns, [Folder.Apply] folds it into that [Row].

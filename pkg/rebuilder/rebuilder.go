@@ -1,6 +1,6 @@
-// Package rebuilder builds a fresh version of a projection from the beginning of
-// the log, checks it, and lets it serve: preflight, load, index, storage check,
-// catch up, verify, promote; roll back and retire follow.
+// Package rebuilder fills new fields of a projection, or builds a fresh version of it
+// from the beginning of the log, checks it, and lets it serve: preflight, load, index,
+// storage check, catch up, verify, promote; roll back and retire follow.
 //
 // One job at a time works on a projection, under a lease that is compared in
 // each of its transactions. Every step is written into the catalogue in the
@@ -16,8 +16,9 @@
 //
 // It refuses to build from an incomplete history: a topic that was truncated,
 // compacted or made anew is found by the dense sequence of each slot, and the
-// refusal names the first event that is missing. It never writes rows of a
-// version that is fed; there the engine is the only writer.
+// refusal names the first event that is missing. Into a
+// version that is fed it writes new fields only, while it holds the lock of the
+// partition's progress, which the engine needs to commit: see fields.go.
 package rebuilder
 
 import (

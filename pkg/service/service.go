@@ -4,8 +4,8 @@
 // profiles ([Health], [AdminHandler]), and starting and stopping in order
 // ([Service]).
 //
-// It knows nothing of events. What a program does stands in the packages above;
-// the programs wire them together.
+// The components and commands of the programs stand here too, so that a team's own
+// program embeds them; what they do stands in the packages above.
 package service
 
 import (

@@ -63,7 +63,7 @@
   labels: {severity: critical}
   annotations:
     summary: The relay has stopped slots
-    description: '{{ "{{ $value }}" }} slots of {{ "{{ $labels.topic }}" }} are not relayed, because topic and event table differ.'
+    description: '{{ "{{ $value }}" }} slots of {{ "{{ $labels.topic }}" }} are not relayed: a broker refuses a record, or topic and event table differ.'
 - alert: RefoldProjectionBehind
   expr: max by (projection) (refold_projection_lag_seconds{ {{- $s -}} }) > {{ $t.lagSeconds }}
   for: 5m
