@@ -41,9 +41,7 @@ type Config struct {
 	StatementTimeout         time.Duration
 	LockTimeout              time.Duration
 	IdleInTransactionTimeout time.Duration
-	// ByKey is for sessions that look up single rows. They read no table whole where
-	// an index serves, not even one that was small when the statement was planned:
-	// a session keeps its plans until somebody analyzes the table.
+	// ByKey is for sessions that look up single rows, see [ByKey].
 	ByKey bool
 	// ConnectTimeout bounds dialing and the handshake; 0 means 5 s.
 	ConnectTimeout time.Duration
@@ -123,7 +121,7 @@ func (c Config) apply(conn *pgx.ConnConfig) {
 	// FROM; compiling such a plan took 1 to 2 s on a busy machine.
 	p["jit"] = "off"
 	if c.ByKey {
-		p["enable_seqscan"] = "off"
+		ByKey(p)
 	}
 	p["tcp_keepalives_idle"] = seconds(keepAliveIdle)
 	p["tcp_keepalives_interval"] = seconds(keepAliveInterval)
@@ -132,6 +130,18 @@ func (c Config) apply(conn *pgx.ConnConfig) {
 	setTimeout(p, "statement_timeout", c.StatementTimeout)
 	setTimeout(p, "lock_timeout", c.LockTimeout)
 	setTimeout(p, "idle_in_transaction_session_timeout", c.IdleInTransactionTimeout)
+}
+
+// ByKey sets the parameters of sessions that look up single rows. They read no
+// table whole where an index serves, not even one that was small when the statement
+// was planned: a session keeps its plans until somebody analyzes the table. And
+// they keep the plan of each statement from its first execution on: for one that
+// takes arrays the server expects ten elements, finds those plans dearer than one
+// made for the single element that there is, and so would plan anew each time,
+// which takes longer than what is planned.
+func ByKey(params map[string]string) {
+	params["enable_seqscan"] = "off"
+	params["plan_cache_mode"] = "force_generic_plan"
 }
 
 func setTimeout(params map[string]string, name string, d time.Duration) {

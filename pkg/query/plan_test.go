@@ -18,17 +18,22 @@ import (
 
 // statements collects what is sent to the server in pipelines.
 type statements struct {
-	mu   sync.Mutex
-	list []*pgx.QueuedQuery
+	mu       sync.Mutex
+	list     []*pgx.QueuedQuery
+	sessions map[*pgx.Conn]bool
 }
 
-func (s *statements) TraceQueryStart(ctx context.Context, _ *pgx.Conn, _ pgx.TraceQueryStartData) context.Context {
+func (s *statements) TraceQueryStart(ctx context.Context, conn *pgx.Conn, _ pgx.TraceQueryStartData) context.Context {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.sessions[conn] = true
 	return ctx
 }
 func (s *statements) TraceQueryEnd(context.Context, *pgx.Conn, pgx.TraceQueryEndData) {}
-func (s *statements) TraceBatchStart(ctx context.Context, _ *pgx.Conn, d pgx.TraceBatchStartData) context.Context {
+func (s *statements) TraceBatchStart(ctx context.Context, conn *pgx.Conn, d pgx.TraceBatchStartData) context.Context {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.sessions[conn] = true
 	s.list = append(s.list, d.Batch.QueuedQueries...)
 	return ctx
 }
@@ -50,7 +55,7 @@ func (s *statements) last() *pgx.QueuedQuery {
 // traced returns what a replica sends, which is started behind it.
 func (w *world) traced() *statements {
 	w.t.Helper()
-	s := &statements{}
+	s := &statements{sessions: make(map[*pgx.Conn]bool)}
 	cfg := w.pool.Config()
 	cfg.ConnConfig.Tracer = s
 	pool, err := pgxpool.NewWithConfig(ctx, cfg)
@@ -125,6 +130,33 @@ func TestWhatStrictModeLetsPassIsServedByAnIndex(t *testing.T) {
 	for _, query := range []string{"tags=not.cs.(t7)", "or=(tags.cs.(t7),n.eq.5)", "tags=is.null"} {
 		require.Contains(t, r.get(items+"?"+query).body, "no index can serve", query)
 	}
+}
+
+// The server makes the plan of what is read with every answer once and keeps it:
+// making it takes longer than what is planned, by key and with tokens too.
+func TestWhatAllQueriesReadIsPlannedOnce(t *testing.T) {
+	w := setup(t)
+	token := w.set("k1", row(`{"n": 1}`))
+	sent := w.traced()
+	r := w.replicaAt(w.url(), readmodel.Config{CacheBytes: -1})
+	const rounds = 20
+	for range rounds {
+		require.Equal(t, http.StatusOK, r.get(items+"/k1").status)
+		require.Equal(t, http.StatusOK, r.get(items+"/k1", "Refold-Token", token.String()).status)
+		require.Equal(t, http.StatusOK, r.get(items+"?limit=5").status)
+	}
+	var kept, made int64
+	for session := range sent.sessions {
+		var k, m int64
+		if session.IsClosed() {
+			continue
+		}
+		require.NoError(t, session.QueryRow(ctx, `select coalesce(sum(generic_plans), 0), coalesce(sum(custom_plans), 0) from pg_prepared_statements
+			where statement like '%refold.progress%'`).Scan(&k, &m))
+		kept, made = kept+k, made+m
+	}
+	require.GreaterOrEqual(t, kept, int64(2*rounds))
+	require.LessOrEqual(t, made, int64(10), "five are made before one is kept")
 }
 
 // Without the index the refusal names it.

@@ -16,7 +16,7 @@ import (
 // those of dozens of rows; an idle getter serves a single key at once. A row is
 // read after it was asked for: nobody joins a statement that has begun.
 type getter struct {
-	pool     *pgxpool.Pool
+	pool     *pgxpool.Pool // of sessions that look rows up, see [postgres.ByKey]
 	validity *validity
 	version  Version
 	sql      string
@@ -47,7 +47,7 @@ const (
 var maxStatements = max(2, runtime.GOMAXPROCS(0)) // at a time, for each version
 
 func newGetter(pool *pgxpool.Pool, validity *validity, v Version, row string) *getter {
-	return &getter{pool: pool, validity: validity, version: v, sql: snapshotSQL + ` union all select 'r', null, null, null, key, ` + row + `, null from ` + v.Table() + ` where key = any($6)`,
+	return &getter{pool: pool, validity: validity, version: v, sql: snapshotSQL + marksSQL + ` union all select 'r', null, null, null, key, ` + row + `, null from ` + v.Table() + ` where key = any($6)`,
 		joined: make(map[string]*get)}
 }
 

@@ -12,6 +12,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/refoldhq/refold/pkg/event"
+	"github.com/refoldhq/refold/pkg/postgres"
 )
 
 // Config bounds a reader. The zero value of each field takes its default.
@@ -53,6 +54,7 @@ func (c Config) withDefaults() Config {
 // token tells what it contains. It is safe for concurrent use.
 type Reader struct {
 	pool    *pgxpool.Pool // read only, every statement or pipeline in one snapshot
+	byKey   *pgxpool.Pool // likewise, for rows by key
 	models  *models
 	watcher *Watcher
 	cache   *cache
@@ -67,10 +69,36 @@ type Reader struct {
 // The caller closes it.
 func NewReader(ctx context.Context, cfg Config, from *pgxpool.Pool, plans *Plans, watcher *Watcher) (*Reader, error) {
 	cfg = cfg.withDefaults()
+	pool, err := openSessions(ctx, from.Config(), cfg.StatementTimeout)
+	if err != nil {
+		return nil, err
+	}
 	sessions := from.Config()
+	postgres.ByKey(sessions.ConnConfig.RuntimeParams)
+	byKey, err := openSessions(ctx, sessions, cfg.StatementTimeout)
+	if err != nil {
+		pool.Close()
+		return nil, err
+	}
+	answers, err := newCache(watcher.validity, watcher, cfg.CacheBytes, cfg.CacheTTL)
+	if err != nil {
+		pool.Close()
+		byKey.Close()
+		return nil, err
+	}
+	r := &Reader{pool: pool, byKey: byKey, models: newModels(byKey, plans, watcher.validity), watcher: watcher, cache: answers,
+		fills: &fills{timeout: 2 * cfg.StatementTimeout, running: make(map[cacheKey]*fill)}, signer: &signer{pool: from}, exports: make(chan struct{}, maxExports), strictRows: cfg.StrictRows}
+	if len(cfg.CursorKey) > 0 {
+		r.signer.key = cfg.CursorKey
+	}
+	return r, nil
+}
+
+// openSessions opens a pool of sessions that only read.
+func openSessions(ctx context.Context, sessions *pgxpool.Config, timeout time.Duration) (*pgxpool.Pool, error) {
 	p := sessions.ConnConfig.RuntimeParams
 	p["default_transaction_isolation"] = "repeatable read"
-	p["statement_timeout"] = fmt.Sprint(cfg.StatementTimeout.Milliseconds())
+	p["statement_timeout"] = fmt.Sprint(timeout.Milliseconds())
 	before := sessions.AfterConnect
 	sessions.AfterConnect = func(ctx context.Context, conn *pgx.Conn) error {
 		if before != nil {
@@ -85,23 +113,16 @@ func NewReader(ctx context.Context, cfg Config, from *pgxpool.Pool, plans *Plans
 	}
 	pool, err := pgxpool.NewWithConfig(ctx, sessions)
 	if err != nil {
-		return nil, fmt.Errorf("opening the pool of queries: %w", err)
+		return nil, fmt.Errorf("opening the sessions of queries: %w", err)
 	}
-	answers, err := newCache(watcher.validity, watcher, cfg.CacheBytes, cfg.CacheTTL)
-	if err != nil {
-		pool.Close()
-		return nil, err
-	}
-	r := &Reader{pool: pool, models: newModels(pool, plans, watcher.validity), watcher: watcher, cache: answers,
-		fills: &fills{timeout: 2 * cfg.StatementTimeout, running: make(map[cacheKey]*fill)}, signer: &signer{pool: from}, exports: make(chan struct{}, maxExports), strictRows: cfg.StrictRows}
-	if len(cfg.CursorKey) > 0 {
-		r.signer.key = cfg.CursorKey
-	}
-	return r, nil
+	return pool, nil
 }
 
 // Close ends the reader's sessions.
-func (r *Reader) Close() { r.pool.Close() }
+func (r *Reader) Close() {
+	r.pool.Close()
+	r.byKey.Close()
+}
 
 // CacheStats returns how many answers were given from what is kept, and how many
 // had to be read, since the reader was made.

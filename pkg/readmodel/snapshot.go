@@ -34,13 +34,16 @@ const (
 // standby it is null.
 const branchSQL = `case when not pg_catalog.pg_is_in_recovery() then array[` + postgres.TimelineSQL + `, (extract(epoch from pg_catalog.pg_postmaster_start_time()) * 1000000)::bigint] end`
 
-// snapshotSQL reads a version's state, its progress, whether anything of it is
-// parked, and of the given positions which are parked and what the log has there
-// and at the version's head of the slot, as rows of one shape:
-// kind, text, slots, seqs, key, data, ids.
+// snapshotSQL reads a version's state, its progress and whether anything of it is
+// parked, as rows of one shape: kind, text, slots, seqs, key, data, ids.
 const snapshotSQL = `select 'v', v.state, case when exists (select from refold.parked_event p where p.projection = $1 and p.version = $2) then '{1}'::smallint[] end, ` + branchSQL + `, v.xmin::text, null::jsonb, null::uuid[]
 		from refold.projection_version v where v.projection = $1 and v.version = $2
-	union all select 'p', category, slots, seqs, null, null, last_ids from refold.progress where projection = $1 and version = $2 and phase <> 'loading'
+	union all select 'p', category, slots, seqs, null, null, last_ids from refold.progress where projection = $1 and version = $2 and phase <> 'loading'`
+
+// marksSQL adds, of the given positions, which are parked and what the log has
+// there and at the version's head of the slot. It stands apart because most queries
+// ask about none, and the server, which expects ten, plans it anew each time.
+const marksSQL = `
 	union all select 'x', p.category, array[p.slot], array[p.seq], null, null, null from unnest($3::text[], $4::smallint[], $5::bigint[]) u (category, slot, seq)
 		join refold.parked_event p on p.projection = $1 and p.version = $2 and p.category = u.category and p.slot = u.slot and p.seq = u.seq
 	union all select 'l', u.category, array[u.slot], array[u.seq], null, null, array[
@@ -56,8 +59,12 @@ func (v *validity) begin() *snapshot {
 
 // queue adds the reading of the snapshot to a pipeline.
 func (s *snapshot) queue(trip *pgx.Batch, v Version, marks []event.Mark) {
-	categories, slots, seqs := markColumns(marks)
-	trip.Queue(snapshotSQL, v.Projection, v.Number, categories, slots, seqs).Query(func(rows pgx.Rows) error {
+	sql, args := snapshotSQL, []any{v.Projection, v.Number}
+	if len(marks) > 0 {
+		categories, slots, seqs := markColumns(marks)
+		sql, args = sql+marksSQL, append(args, categories, slots, seqs)
+	}
+	trip.Queue(sql, args...).Query(func(rows pgx.Rows) error {
 		return s.scan(rows, func(string, []byte) {})
 	})
 }
@@ -69,7 +76,7 @@ func markColumns(marks []event.Mark) (categories []string, slots []int16, seqs [
 	return categories, slots, seqs
 }
 
-// scan takes in what snapshotSQL has read, and hands rows on. Rows are most of it
+// scan takes in what snapshotSQL and marksSQL have read, and hands rows on. Rows are most of it
 // and are taken as they came; they get memory of their own.
 func (s *snapshot) scan(rows pgx.Rows, row func(key string, data []byte)) error {
 	defer rows.Close()
