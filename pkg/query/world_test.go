@@ -188,20 +188,29 @@ func (w *world) setIn(leaf string, version int, key string, data *string, announ
 			return err
 		}, announce)
 	}
-	return w.commit(version, key, "ItemSet", *data, func(tx pgx.Tx) error {
-		_, err := tx.Exec(ctx, `insert into refold.`+leaf+` (projection_name, version, key, data) values ('items', $1, $2, $3::text::jsonb) on conflict (key) do update set data = excluded.data`, version, key, *data)
+	return w.commit(version, key, "ItemSet", *data, upsert(leaf, version, key, *data), announce)
+}
+
+func upsert(leaf string, version int, key, data string) func(pgx.Tx) error {
+	return func(tx pgx.Tx) error {
+		_, err := tx.Exec(ctx, `insert into refold.`+leaf+` (projection_name, version, key, data) values ('items', $1, $2, $3::text::jsonb) on conflict (key) do update set data = excluded.data`, version, key, data)
 		return err
-	}, announce)
+	}
 }
 
 // commit commits an event with what it does to its row, and the progress.
 func (w *world) commit(version int, key, typ, body string, change func(pgx.Tx) error, announce bool) event.Token {
 	w.t.Helper()
+	return w.commitAs(event.NewID(), version, key, typ, body, change, announce)
+}
+
+// commitAs is commit with the event's id, which the log may hold already.
+func (w *world) commitAs(id event.ID, version int, key, typ, body string, change func(pgx.Tx) error, announce bool) event.Token {
+	w.t.Helper()
 	slot := event.SlotOf(key, slots)
 	partition := slot % partitions
 	w.seqs[slot]++
 	w.offsets[partition]++
-	id := event.NewID()
 	require.NoError(w.t, pgx.BeginFunc(ctx, w.pool, func(tx pgx.Tx) error {
 		_, err := tx.Exec(ctx, `update refold.progress set seqs[array_position(slots, $1::smallint)] = $2, next_offset = $3, last_ids[array_position(slots, $1::smallint)] = $6 where version = $4 and partition = $5`,
 			slot, w.seqs[slot], w.offsets[partition], version, partition, [16]byte(id))

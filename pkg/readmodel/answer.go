@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/jackc/pgx/v5/pgconn"
+
 	"github.com/refoldhq/refold/pkg/event"
 	"github.com/refoldhq/refold/pkg/postgres"
 )
@@ -65,8 +67,9 @@ func (a Answer) ChangeID() string { return standingAt(a.Version, a.requests, a.p
 // the active one.
 type pick func(ctx context.Context) (m *Model, pinned bool, err error)
 
-// read reads rows of a model, or takes what is kept where that is allowed.
-type read func(m *Model, fromCache bool) (*snapshot, error)
+// read reads rows of a model, and what the log has at the marks that are in doubt,
+// or takes what is kept where that is allowed.
+type read func(m *Model, doubts []event.Mark, fromCache bool) (*snapshot, error)
 
 // current picks the active version of a read model.
 func (r *Reader) current(name string) pick {
@@ -84,8 +87,10 @@ type asking struct {
 	read   read
 
 	uncached bool // what is kept was too old
+	unproven bool // a mark was not looked up that had to be
 	doubted  bool // the model was looked up again for a query that it refused
 	flips    int
+	sessions int   // that were lost
 	short    error // why the last answer was not good enough
 
 	deadline, tick <-chan time.Time // set at the first wait
@@ -116,7 +121,7 @@ func (r *Reader) answer(ctx context.Context, pick pick, fresh Fresh, read read) 
 			if ctx.Err() != nil { // the client has gone, or this process is stopping and another may answer
 				err = fmt.Errorf("%w: %w", err, context.Cause(ctx))
 			}
-			return from, err
+			return from, classify(err)
 		}
 	}
 }
@@ -127,7 +132,8 @@ func (a *asking) attempt(ctx context.Context, first bool) (from Answer, again bo
 	r, w := a.reader, a.reader.watcher
 	m, pinned, err := a.pick(ctx)
 	if err != nil {
-		return from, false, nil, err
+		again, moved = a.lost(err)
+		return from, again, moved, err
 	}
 	worth := true
 	if len(a.fresh.Token) > 0 {
@@ -137,7 +143,7 @@ func (a *asking) attempt(ctx context.Context, first bool) (from Answer, again bo
 	if worth || first && a.fresh.Wait == 0 {
 		moved = w.Moved() // before reading, so that no move is missed
 		var of *snapshot
-		if of, err = a.read(m, !a.uncached && (pinned || w.serves(m))); err == nil {
+		if of, err = a.read(m, w.validity.doubtful(a.fresh.Token, a.unproven), !a.uncached && (pinned || w.serves(m))); err == nil {
 			from = r.from(m, of, a.fresh)
 			err = r.judge(m, of, pinned, from, a.fresh)
 		}
@@ -158,6 +164,9 @@ func (a *asking) attempt(ctx context.Context, first bool) (from Answer, again bo
 		a.doubted = true
 		r.models.forget(m)
 		return from, true, nil, err
+	case errors.Is(err, errUnproven) && !a.unproven:
+		a.unproven = true
+		return from, true, nil, err
 	case errors.Is(err, ErrTooStale):
 		a.uncached, a.short = true, err
 		return from, false, w.look(), err
@@ -165,7 +174,32 @@ func (a *asking) attempt(ctx context.Context, first bool) (from Answer, again bo
 		a.short = err
 		return from, false, moved, err
 	}
-	return from, false, nil, err
+	again, moved = a.lost(err)
+	return from, again, moved, err
+}
+
+// lost tells what is to be done when the database gave no answer. That a session
+// has died says nothing of the server, so another one is asked at once. Without a
+// server those who wait for something wait for it too; the others are told.
+func (a *asking) lost(err error) (again bool, moved <-chan struct{}) {
+	class := postgres.Classify(err)
+	switch {
+	case isDead(err) && a.sessions < maxFlips:
+		a.sessions++
+		return true, nil
+	case len(a.fresh.Token) == 0 && a.fresh.MaxStaleness == 0:
+		return false, nil
+	case class.Transient() && class != postgres.ClassTimeout, errors.Is(err, context.DeadlineExceeded):
+		return false, a.reader.watcher.Moved()
+	}
+	return false, nil
+}
+
+// isDead tells whether a session was lost that had been there, as all are after a
+// restart of the server.
+func isDead(err error) bool {
+	var dial *pgconn.ConnectError
+	return postgres.ConnectionLost(err) && !errors.As(err, &dial)
 }
 
 // end returns the error of the last attempt: to one who waits, what is missed in
@@ -198,8 +232,8 @@ func (a *asking) wait(ctx context.Context, moved <-chan struct{}) bool {
 // askEvery is how often one who waits asks while nothing can be heard.
 const askEvery = 100 * time.Millisecond
 
-// maxFlips bounds how often a query looks for the active version again, however
-// often it has waited.
+// maxFlips bounds how often a query looks for the active version again, and how
+// many lost sessions it meets, however often it has waited.
 const maxFlips = 10
 
 func (r *Reader) judge(m *Model, of *snapshot, pinned bool, from Answer, fresh Fresh) error {

@@ -38,11 +38,11 @@ func branchOf(parts []int64) uint32 {
 type logPlace struct{ there, head uint32 }
 
 // doubtful returns the marks of a token that are to be looked up in the log
-// together with the rows. A standby, which has no branch, looks all up.
-func (v *validity) doubtful(token event.Token) (marks []event.Mark) {
+// together with the rows: those of the branch that is listened to only if all are. A standby, which has no branch, looks all up.
+func (v *validity) doubtful(token event.Token, all bool) (marks []event.Mark) {
 	branch := v.branch.Load()
 	for _, m := range token {
-		if m.Written || m.Event != 0 && (branch == 0 || m.Branch != branch) {
+		if m.Written || m.Event != 0 && (all || branch == 0 || m.Branch != branch) {
 			marks = append(marks, m)
 		}
 	}
@@ -62,8 +62,8 @@ func (v *validity) prove(leaf string, s *snapshot, m *event.Mark) error {
 	place, asked := s.log[m.Position]
 	seq, reached, _ := s.progress.last(m.Category, m.Slot)
 	switch {
-	case !asked: // the watcher does not know yet that there is another branch
-		return ErrNotCaughtUp
+	case !asked: // the watcher did not know yet that there is another branch
+		return errUnproven
 	case place.there != 0 && place.there != m.Event, reached != 0 && place.head != 0 && place.head != reached, reached != 0 && seq == m.Seq:
 		return ErrLost // of an event that is at the version's head it would be known
 	}

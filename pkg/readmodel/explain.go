@@ -83,10 +83,19 @@ func (x *Explainer) Explain(ctx context.Context, name, key string, fresh Fresh) 
 	}
 	ctx, cancel := context.WithTimeout(ctx, fresh.Wait+explainTimeout)
 	defer cancel()
+	for attempt := 0; ; attempt++ {
+		if e, from, err = x.once(ctx, name, key, fresh); !isDead(err) || attempt == maxFlips {
+			return e, from, err
+		}
+	}
+}
+
+// once fails when one of the sessions that it reads with is lost.
+func (x *Explainer) once(ctx context.Context, name, key string, fresh Fresh) (e *Explanation, from Answer, err error) {
 	var model *Model
 	var stored []byte
-	from, err = x.reader.answer(ctx, x.reader.current(name), fresh, func(m *Model, _ bool) (*snapshot, error) {
-		rows, of, err := m.getter.read(ctx, []string{key}, x.reader.watcher.validity.doubtful(fresh.Token))
+	from, err = x.reader.answer(ctx, x.reader.current(name), fresh, func(m *Model, doubts []event.Mark, _ bool) (*snapshot, error) {
+		rows, of, err := m.getter.read(ctx, []string{key}, doubts)
 		model, stored = m, rows[key]
 		return of, err
 	})

@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/refoldhq/refold/pkg/event"
 )
 
 // An export holds a snapshot, and with it a lock on the version's table that
@@ -32,9 +34,8 @@ func (r *Reader) Export(ctx context.Context, name string, where Condition, fresh
 	defer cancel()
 	// Waiting for what the client wants is done without a transaction. What one
 	// snapshot has contained, every later one contains.
-	marks := r.watcher.validity.doubtful(fresh.Token)
-	if _, err := r.answer(ctx, r.current(name), fresh, func(m *Model, _ bool) (*snapshot, error) {
-		_, of, err := m.getter.read(ctx, nil, marks)
+	if _, err := r.answer(ctx, r.current(name), fresh, func(m *Model, doubts []event.Mark, _ bool) (*snapshot, error) {
+		_, of, err := m.getter.read(ctx, nil, doubts)
 		return of, err
 	}); err != nil {
 		return err
@@ -48,7 +49,7 @@ func (r *Reader) Export(ctx context.Context, name string, where Condition, fresh
 		err = pgx.BeginFunc(ctx, r.pool, func(tx pgx.Tx) error {
 			return r.export(ctx, tx, m, where, fresh, func(from Answer) error { begun = true; return begin(from) }, row)
 		})
-		again := !begun && (isGone(err) || isNotActive(err)) && attempt < maxFlips
+		again := !begun && (isGone(err) || isNotActive(err) || isDead(err)) && attempt < maxFlips
 		if !again {
 			return classify(err)
 		}
@@ -64,7 +65,7 @@ func (r *Reader) export(ctx context.Context, tx pgx.Tx, m *Model, where Conditio
 	}
 	of := r.watcher.validity.begin()
 	trip := &pgx.Batch{}
-	of.queue(trip, m.Version, r.watcher.validity.doubtful(fresh.Token))
+	of.queue(trip, m.Version, r.watcher.validity.doubtful(fresh.Token, true))
 	if err := tx.SendBatch(ctx, trip).Close(); err != nil {
 		return err
 	}

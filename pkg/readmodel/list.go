@@ -69,20 +69,9 @@ func (r *Reader) List(ctx context.Context, name string, q ListQuery, fresh Fresh
 		return nil, from, badQuery("limit", "a number from 1 to %d", MaxLimit)
 	}
 	l := &listing{reader: r, query: &q, bound: digest(name, &q)}
-	if l.key, err = r.signer.load(ctx); err != nil {
-		return nil, from, classify(err)
-	}
-	if q.Cursor != "" {
-		at, err := decodePlace(q.Cursor, l.key, l.bound)
-		if err != nil {
-			return nil, from, err
-		}
-		l.after = &at
-	}
-	marks := r.watcher.validity.doubtful(fresh.Token)
 	var e *entry
 	pick := func(ctx context.Context) (*Model, bool, error) { return l.pick(ctx, name) }
-	from, err = r.answer(ctx, pick, fresh, func(m *Model, fromCache bool) (*snapshot, error) {
+	from, err = r.answer(ctx, pick, fresh, func(m *Model, doubts []event.Mark, fromCache bool) (*snapshot, error) {
 		k := cacheKey{leaf: m.Version.Leaf, list: true, query: l.normal()}
 		if fromCache {
 			if e = r.cache.find(m, k, fresh.Token); e != nil {
@@ -91,7 +80,7 @@ func (r *Reader) List(ctx context.Context, name string, q ListQuery, fresh Fresh
 		}
 		var err error
 		holds := func(e *entry) bool { return r.cache.holds(m, e) }
-		if e, err = r.fills.do(ctx, k, len(marks) > 0, holds, func(ctx context.Context) (*entry, error) { return l.read(ctx, m, marks) }); err != nil {
+		if e, err = r.fills.do(ctx, k, len(doubts) > 0, holds, func(ctx context.Context) (*entry, error) { return l.read(ctx, m, doubts) }); err != nil {
 			return nil, err
 		}
 		if e.of.serves(m) {
@@ -120,10 +109,25 @@ func (l *listing) normal() string {
 	return string(l.bound) + strconv.Itoa(l.query.Limit) + "/" + strconv.Itoa(int(l.query.Count)) + "/" + l.query.Cursor
 }
 
+// begin reads the cursor.
+func (l *listing) begin(ctx context.Context) (err error) {
+	if l.key, err = l.reader.signer.load(ctx); err != nil || l.query.Cursor == "" || l.after != nil {
+		return err
+	}
+	at, err := decodePlace(l.query.Cursor, l.key, l.bound)
+	if err == nil {
+		l.after = &at
+	}
+	return err
+}
+
 // pick finds the version that a page comes from. That the active one is another
 // than the cursor's is looked up and not taken from memory: no statement that
 // follows would confirm it.
 func (l *listing) pick(ctx context.Context, name string) (m *Model, pinned bool, err error) {
+	if err := l.begin(ctx); err != nil {
+		return nil, false, err
+	}
 	m, err = l.reader.models.current(ctx, name)
 	if err != nil || l.after == nil || l.after.version == m.Version.Number {
 		return m, false, err

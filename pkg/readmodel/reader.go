@@ -161,6 +161,7 @@ var (
 
 	errStopped   = errors.New("the iteration was ended")
 	errNotActive = errors.New("the version is not active any more")
+	errUnproven  = fmt.Errorf("%w: a mark of it was not looked up in the log", ErrNotCaughtUp)
 )
 
 func isNotActive(err error) bool { return errors.Is(err, errNotActive) }
@@ -171,16 +172,15 @@ func (r *Reader) Get(ctx context.Context, name, key string, fresh Fresh) (row []
 	if !utf8.ValidString(key) || strings.IndexByte(key, 0) >= 0 {
 		return nil, from, ErrBadKey
 	}
-	marks := r.watcher.validity.doubtful(fresh.Token)
 	var e *entry
-	from, err = r.answer(ctx, r.current(name), fresh, func(m *Model, fromCache bool) (*snapshot, error) {
+	from, err = r.answer(ctx, r.current(name), fresh, func(m *Model, doubts []event.Mark, fromCache bool) (*snapshot, error) {
 		k := cacheKey{leaf: m.Version.Leaf, query: key}
 		if fromCache {
 			if e = r.cache.find(m, k, fresh.Token); e != nil {
 				return e.of, nil
 			}
 		}
-		c, err := m.getter.get(ctx, key, marks)
+		c, err := m.getter.get(ctx, key, doubts)
 		if err != nil {
 			return nil, err
 		}
