@@ -59,13 +59,21 @@ var errAgain = errors.New("the passes are made again")
 
 func (j *job) newLoader(ctx context.Context, conn *pgx.Conn, p *part, table string) (*loader, error) {
 	l := &loader{job: j, part: p, conn: conn, table: table, folder: j.plan.NewFolder(), schemas: newSchemaCache(j.deps.Schemas), seed: maphash.MakeSeed(),
-		parked: make(map[string]*parkedStream), limit: j.rebuild.Options.MemoryBytes * 2 / 5 / int64(j.rebuild.Options.Parallel)}
+		parked: make(map[string]*parkedStream), limit: j.memory() * 2 / 5 / int64(j.rebuild.Options.Parallel)}
 	if j.rowLimit > 0 {
 		l.limit = j.rowLimit
 	}
 	skip, err := engine.ReadDecisions(ctx, j.pool, j.name, p.category.Name, nil)
 	l.skip = skip
 	return l, err
+}
+
+// memory is what the job may take in this process.
+func (j *job) memory() int64 {
+	if most := j.cfg.MemoryBytes; most > 0 {
+		return min(most, j.rebuild.Options.MemoryBytes)
+	}
+	return j.rebuild.Options.MemoryBytes
 }
 
 // passes reads the partition as often as it takes.

@@ -51,6 +51,9 @@ type Config struct {
 	Owner string
 	// LeaseTime is how long a job that died is waited for; 10 s.
 	LeaseTime time.Duration
+	// MemoryBytes bounds what a rebuild takes in this process, whatever its options
+	// say: they were written by somebody who did not know the process. 0 is no bound.
+	MemoryBytes int64
 }
 
 // Deps are what a rebuilder stands on.

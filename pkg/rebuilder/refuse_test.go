@@ -3,6 +3,7 @@ package rebuilder
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"testing"
 	"time"
 
@@ -195,6 +196,22 @@ func TestPassesOverHashRangesGiveTheSameRows(t *testing.T) {
 			}
 		}
 	}
+}
+
+// Whoever asks for a rebuild does not know how much memory the process has that
+// runs it.
+func TestProcessBoundsTheMemoryThatWasAskedFor(t *testing.T) {
+	t.Parallel()
+	w := setup(t, ownYAML)
+	w.history(24, 4)
+	w.live()
+	w.settle("own", 1)
+	r := w.rebuilder()
+	r.cfg.MemoryBytes = 4500 // a part of it is for rows, of two here
+	done, err := r.Run(w.ctx, "own", Options{Parallel: 2, MemoryBytes: 1 << 30}, nil)
+	require.NoError(t, err)
+	require.Equal(t, w.rows("own", 1), w.rows("own", done.Version))
+	require.True(t, slices.ContainsFunc(done.Progress.Partitions, func(p PartitionProgress) bool { return p.Passes > 1 }))
 }
 
 func TestSecondRunFailsAtOnceAndSaysWho(t *testing.T) {

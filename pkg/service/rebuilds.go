@@ -16,6 +16,7 @@ import (
 type Rebuilds struct {
 	run         bool
 	auto        bool
+	memory      int64
 	contracts   *avro.Contracts
 	definitions []*projection.Definition
 	pool        *pgxpool.Pool
@@ -26,12 +27,14 @@ type Rebuilds struct {
 type RebuildFlags struct {
 	Rebuilds    string `help:"Run the rebuilds that are asked for over HTTP in this process: on or off; off leaves them to Jobs." enum:"on,off" default:"on"`
 	AutoRebuild bool   `help:"Ask for a rebuild whenever a deployed definition needs one."`
+
+	RebuildMemory size `help:"Most memory that a rebuild takes in this process, whatever was asked for; 0 for no bound." default:"0"`
 }
 
 // NewRebuilds reads contracts and definitions and returns the component. It does
 // not dial.
 func NewRebuilds(h *Host, flags RebuildFlags) (*Rebuilds, error) {
-	c := &Rebuilds{run: flags.Rebuilds == "on", auto: flags.AutoRebuild}
+	c := &Rebuilds{run: flags.Rebuilds == "on", auto: flags.AutoRebuild, memory: int64(flags.RebuildMemory)}
 	var err error
 	if c.contracts, err = h.Settings.Contracts(); err != nil {
 		return nil, Usage(err).Try("writer lint")
@@ -52,7 +55,7 @@ func (c *Rebuilds) Start(ctx context.Context, h *Host) (err error) {
 		if c.pool, err = h.open(ctx, "rebuilds", 6, 0); err != nil {
 			return err
 		}
-		c.rebuilder = rebuilder.New(rebuilder.Config{DatabaseURL: s.DatabaseURL, Kafka: s.Brokers("rebuild"), Prefix: s.Prefix},
+		c.rebuilder = rebuilder.New(rebuilder.Config{DatabaseURL: s.DatabaseURL, Kafka: s.Brokers("rebuild"), Prefix: s.Prefix, MemoryBytes: c.memory},
 			rebuilder.Deps{Pool: c.pool, Schemas: h.Settings.Registry(c.pool), Contracts: c.contracts, Definitions: c.definitions, Logger: h.Log, Metrics: rebuilder.NewMetrics(h.Registry)})
 	}
 	if err := checkSchema(ctx, c.pool); err != nil {

@@ -74,7 +74,7 @@ func TestVersionsAreConsistent(t *testing.T) {
 // The program's flags are what the chart sets: a variable that no program knows
 // would have no effect.
 func TestEveryVariableIsASettingOfAProgram(t *testing.T) {
-	known := regexp.MustCompile(`^(REFOLD|KAFKA|SERVICE_BINDING|DATABASE|PG)[A-Z_]+$`)
+	known := regexp.MustCompile(`^((REFOLD|KAFKA|SERVICE_BINDING|DATABASE|PG)[A-Z_]+|GOMEMLIMIT)$`)
 	flags := sourceFlags(t)
 	for name, objects := range renderedMatrix(t) {
 		if name == "environment" {
@@ -145,6 +145,52 @@ func TestScaledDeploymentsHaveNoNumberOfTheirOwn(t *testing.T) {
 	require.False(t, has(scaled, "ScaledObject", "refold-projector-fixed"))
 }
 
+// The collector and rebuilds in the query service know what the container may take.
+func TestMemoryFollowsTheLimits(t *testing.T) {
+	objects := render(t, `{writer: {resources: {limits: {memory: 1Gi}}}, queries: {resources: {limits: {memory: 268435456}}}, rebuild: {auto: true}, projectors: {users: {resources: {limits: {memory: null}}}}}`)
+	writer, queries := one(t, objects, "Deployment", "refold-writer").env(), one(t, objects, "Deployment", "refold-queries").env()
+	require.Equal(t, "858993459", writer["GOMEMLIMIT"])
+	require.Equal(t, "214748364", queries["GOMEMLIMIT"])
+	require.Equal(t, "134217728", queries["REFOLD_REBUILD_MEMORY"])
+	require.NotContains(t, one(t, objects, "Deployment", "refold-projector-users").env(), "GOMEMLIMIT")
+	require.NotContains(t, one(t, objects, "CronJob", "refold-rebuild-users").env(), "GOMEMLIMIT")
+}
+
+// Ports that the values name anyway need not be named again for the NetworkPolicy.
+func TestPolicyLetsOutToWhatTheValuesName(t *testing.T) {
+	objects := render(t, `{kafka: {bootstrapServers: "a:29092, b:29093"}, auth: {mode: oidc, oidc: {issuer: "https://id.example:8443/realms/a", audience: refold}}}`)
+	var ports []any
+	for _, p := range one(t, objects, "NetworkPolicy", "refold").at("spec", "egress", 1, "ports").([]any) {
+		ports = append(ports, p.(map[string]any)["port"])
+	}
+	require.Equal(t, []any{5432.0, 9092.0, 9093.0, 9094.0, 29092.0, 29093.0, 443.0, 8443.0}, ports)
+}
+
+// Strimzi 1.0 knows KafkaTopics of v1 only, older ones none; and a topic outlives
+// its release.
+func TestTopicsAreWhatTheirStrimziTakes(t *testing.T) {
+	for serves, want := range map[string]string{"": "v1", "kafka.strimzi.io/v1beta2": "v1beta2", "kafka.strimzi.io/v1beta2 kafka.strimzi.io/v1": "v1"} {
+		objects, err := tryRender(t, `topics: {mode: strimzi, strimziCluster: main, items: {refold.user: {}}}`, strings.Fields(serves)...)
+		require.NoError(t, err)
+		topic := one(t, objects, "KafkaTopic", "refold.user")
+		require.Equal(t, "kafka.strimzi.io/"+want+"/KafkaTopic", topic.kind, serves)
+		require.Equal(t, "keep", topic.at("metadata", "annotations", "helm.sh/resource-policy"))
+	}
+}
+
+// The spec of a Job cannot be changed, so that another spec needs another name.
+func TestAnotherJobHasAnotherName(t *testing.T) {
+	names := map[string]bool{}
+	for _, tag := range []string{"a", "b"} {
+		for _, o := range render(t, `{migrations: {mode: job}, topics: {mode: job}, image: {tag: `+tag+`}}`) {
+			if strings.HasSuffix(o.kind, "/Job") {
+				names[o.name] = true
+			}
+		}
+	}
+	require.Len(t, names, 4)
+}
+
 // A changed definition rolls who reads it, and nobody else.
 func TestChangedDefinitionRollsItsProjector(t *testing.T) {
 	hashes := func(a, b string) map[string]any {
@@ -169,9 +215,15 @@ func TestNotesPrintThreeCommandsThatFit(t *testing.T) {
 projectors: {users: {projections: [rm_users]}}
 tls: {existingSecret: cert}
 `)
-	for _, want := range []string{"helm test refold -n shop", "port-forward svc/refold-writer 8080", "curl 'https://127.0.0.1:8081/v1/read-models/rm_users?limit=3'",
+	for _, want := range []string{"helm test refold -n shop", "port-forward svc/refold-writer 8080:8080", "curl --resolve refold-queries.shop.svc:8081:127.0.0.1 --cacert <(kubectl -n shop get secret cert -o jsonpath='{.data.ca\\.crt}' | base64 -d) 'https://refold-queries.shop.svc:8081/v1/read-models/rm_users?limit=3'",
 		"create job --from=cronjob/refold-rebuild-rm-users rm-users-1", "auth.mode is none"} {
 		require.Contains(t, text, want)
 	}
 	require.Contains(t, notes(t, ``), "no projection is fed yet")
+	require.NotContains(t, notes(t, ``), "NetworkPolicy")
+	for _, open := range []string{`ingress: {enabled: true, host: a}`, `writer: {service: {type: LoadBalancer}}`} {
+		require.Contains(t, notes(t, open), "networkPolicy.apiFrom", open)
+		require.NotContains(t, notes(t, open+"\nnetworkPolicy: {apiFrom: [{podSelector: {}}]}"), "networkPolicy.apiFrom")
+	}
+	require.Contains(t, notes(t, `metrics: {podMonitor: {enabled: true}}`), "networkPolicy.adminFrom")
 }

@@ -42,8 +42,8 @@ func loadChart(t testing.TB) *chart.Chart {
 }
 
 // tryRender renders the chart with the least values and those of more, which are
-// YAML and win.
-func tryRender(t testing.TB, more string) ([]object, error) {
+// YAML and win, on a cluster that serves some more APIs.
+func tryRender(t testing.TB, more string, apis ...string) ([]object, error) {
 	values := map[string]any{}
 	for _, text := range []string{least, more} {
 		var some map[string]any
@@ -51,7 +51,9 @@ func tryRender(t testing.TB, more string) ([]object, error) {
 		values = loader.MergeMaps(values, some)
 	}
 	c := loadChart(t)
-	all, err := util.ToRenderValues(c, values, common.ReleaseOptions{Name: "refold", Namespace: "shop", Revision: 3, IsUpgrade: true}, common.DefaultCapabilities)
+	capabilities := *common.DefaultCapabilities
+	capabilities.APIVersions = append(slices.Clone(capabilities.APIVersions), apis...)
+	all, err := util.ToRenderValues(c, values, common.ReleaseOptions{Name: "refold", Namespace: "shop", Revision: 3, IsUpgrade: true}, &capabilities)
 	if err != nil {
 		return nil, err
 	}

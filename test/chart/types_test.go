@@ -50,7 +50,7 @@ var definitions = map[string]struct{ module, file string }{
 	"keda.sh/v1alpha1/ScaledObject":          {"github.com/kedacore/keda/v2@v2.21.0", "config/crd/bases/keda.sh_scaledobjects.yaml"},
 	"keda.sh/v1alpha1/TriggerAuthentication": {"github.com/kedacore/keda/v2@v2.21.0", "config/crd/bases/keda.sh_triggerauthentications.yaml"},
 	"gateway.networking.k8s.io/v1/HTTPRoute": {"sigs.k8s.io/gateway-api@v1.3.0", "config/crd/standard/gateway.networking.k8s.io_httproutes.yaml"},
-	"kafka.strimzi.io/v1beta2/KafkaTopic":    {"", "testdata/kafkatopics.yaml"},
+	"kafka.strimzi.io/v1/KafkaTopic":         {"", "testdata/kafkatopics.yaml"},
 }
 
 // Every object of every combination is what its kind takes: no field is misspelt

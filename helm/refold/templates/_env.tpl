@@ -14,6 +14,10 @@
 {{- $_ := set $env "REFOLD_SCHEMAS" $v.contracts.path }}
 {{- end }}
 {{- end }}
+{{- if and .admin (not .job) }}
+{{- /* The collector works harder from there on; rebuilds have a value of their own. */}}
+{{- with include "refold.memory" (dict "values" .values "percent" 80) | int64 }}{{ $_ := set $env "GOMEMLIMIT" . }}{{ end }}
+{{- end }}
 {{- range $name, $value := .env }}{{ $_ := set $env $name $value }}{{ end }}
 {{- range $name, $value := .values.extraEnv }}{{ $_ := set $env $name $value }}{{ end }}
 {{- include "refold.envList" $env }}

@@ -91,6 +91,20 @@ annotations:
 {{- include "refold.childName" (dict "root" .root "rest" (printf "rebuild-%s" (include "refold.kebab" .projection))) }}
 {{- end }}
 
+{{- /* Bytes of a size, Kubernetes' (256Mi) or the programs' (512MiB); 0 where it is none. */}}
+{{- define "refold.bytes" -}}
+{{- $text := kindIs "float64" . | ternary (printf "%.0f" .) (toString .) }}
+{{- $number := regexFind "^[0-9]+(\\.[0-9]+)?" $text }}
+{{- $units := dict "" 1 "k" 1000 "K" 1024 "M" 1000000 "G" 1000000000 "T" 1000000000000 "Ki" 1024 "Mi" 1048576 "Gi" 1073741824 "Ti" 1099511627776 }}
+{{- mulf (float64 $number) (get $units ($text | trimPrefix $number | trimSuffix "B") | default 0) | int64 }}
+{{- end }}
+
+{{- /* A part of the memory that a container may take, in bytes, 0 where it has no limit: (dict "values" v "percent" 80). */}}
+{{- define "refold.memory" -}}
+{{- $limit := dig "resources" "limits" "memory" "" .values }}
+{{- div (mul (include "refold.bytes" $limit | int64) .percent) 100 }}
+{{- end }}
+
 {{- define "refold.scheme" -}}
 {{- if .Values.tls.existingSecret }}https{{ else }}http{{ end }}
 {{- end }}

@@ -22,8 +22,50 @@
 {{- if and $v.ingress.enabled (not $v.ingress.host) }}
 {{- fail "ingress.host is required with ingress.enabled" }}
 {{- end }}
+{{- include "refold.validateKafka" . }}
 {{- include "refold.validateContracts" . }}
 {{- include "refold.validateProjectors" . }}
+{{- range $role := list "writer" "relay" "queries" }}
+{{- include "refold.validateRole" (dict "name" $role "values" (get $v $role)) }}
+{{- end }}
+{{- $limit := dig "resources" "limits" "memory" "" $v.rebuild }}
+{{- if and $limit (ge (include "refold.bytes" $v.rebuild.memory | int64) (include "refold.bytes" $limit | int64)) }}
+{{- fail (printf "rebuild.memory (%s) must be below rebuild.resources.limits.memory (%v), or the pods are killed" $v.rebuild.memory $limit) }}
+{{- end }}
+{{- end }}
+
+{{- /* Credentials that a protocol does not use would be left out in silence. */}}
+{{- define "refold.validateKafka" -}}
+{{- with .Values.kafka }}
+{{- if not .serviceBinding.existingSecret }}
+{{- $asks := hasPrefix "SASL_" .securityProtocol }}
+{{- if and $asks (not .sasl.mechanism) }}
+{{- fail (printf "kafka.sasl.mechanism is required with kafka.securityProtocol %s" .securityProtocol) }}
+{{- end }}
+{{- if and (or .sasl.mechanism .sasl.existingSecret) (not $asks) }}
+{{- fail "kafka.securityProtocol must be SASL_SSL or SASL_PLAINTEXT where kafka.sasl is set" }}
+{{- end }}
+{{- if and (or .ca.existingSecret .clientCertificate.existingSecret) (not (hasSuffix "SSL" .securityProtocol)) }}
+{{- fail "kafka.securityProtocol must be SSL or SASL_SSL where kafka.ca or kafka.clientCertificate is set" }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{- /* What belongs together in the values of a Deployment: (dict "name" "writer" "values" v). */}}
+{{- define "refold.validateRole" -}}
+{{- with .values }}
+{{- $delay := .drainDelay | default "0s" }}
+{{- $drain := hasSuffix "ms" $delay | ternary (div (trimSuffix "ms" $delay | int64) 1000) (trimSuffix "s" $delay | int64) }}
+{{- if le (int64 .terminationGracePeriodSeconds) (add $drain 10) }}
+{{- fail (printf "%s.terminationGracePeriodSeconds (%v) must be longer than the drain delay (%s) and the 10 s in which programs stop" $.name .terminationGracePeriodSeconds $delay) }}
+{{- end }}
+{{- with .autoscaling }}
+{{- if and .enabled (gt (int64 .minReplicas) (int64 .maxReplicas)) }}
+{{- fail (printf "%s.autoscaling.minReplicas (%v) is above maxReplicas (%v)" $.name .minReplicas .maxReplicas) }}
+{{- end }}
+{{- end }}
+{{- end }}
 {{- end }}
 
 {{- define "refold.validateContracts" -}}
@@ -39,7 +81,12 @@
 {{- if and $c.projections $c.existing.projections }}
 {{- fail "contracts.projections and contracts.existing.projections are both set: set one of them" }}
 {{- end }}
+{{- $named := dict }}
 {{- range $category, $_ := $c.events }}
+{{- with get $named (lower $category) }}
+{{- fail (printf "contracts.events: the ConfigMaps of %s and %s would have one name" . $category) }}
+{{- end }}
+{{- $_ := set $named (lower $category) $category }}
 {{- if hasKey $c.existing.events $category }}
 {{- fail (printf "contracts.events.%s and contracts.existing.events.%s are both set: set one of them" $category $category) }}
 {{- end }}
@@ -63,7 +110,9 @@
 {{- fail (printf "the projectors %s and %s would have one name in Kubernetes: %s" (get $named $kebab) $name $kebab) }}
 {{- end }}
 {{- $_ := set $named $kebab $name }}
-{{- range (include "refold.projector" (dict "root" $ "name" $name "entry" $given) | fromJson).projections }}
+{{- $entry := include "refold.projector" (dict "root" $ "name" $name "entry" $given) | fromJson }}
+{{- include "refold.validateRole" (dict "name" (printf "projectors.%s" $name) "values" $entry) }}
+{{- range $entry.projections }}
 {{- if hasKey $fedBy . }}
 {{- fail (printf "the projection %s is in two projectors: %s and %s" . (get $fedBy .) $name) }}
 {{- end }}

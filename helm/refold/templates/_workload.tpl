@@ -19,14 +19,14 @@ spec:
 {{- end }}
 
 {{- define "refold.pdb" -}}
-{{- if not (has (toString .values.minAvailable) (list "" "0" "0%")) }}
+{{- if ne (toString .values.maxUnavailable) "" }}
 apiVersion: policy/v1
 kind: PodDisruptionBudget
 metadata:
   name: {{ .name }}
   {{- include "refold.meta" . | nindent 2 }}
 spec:
-  minAvailable: {{ .values.minAvailable }}
+  maxUnavailable: {{ .values.maxUnavailable }}
   unhealthyPodEvictionPolicy: AlwaysAllow
   selector:
     matchLabels: {{- include "refold.selector" . | nindent 6 }}
@@ -79,4 +79,10 @@ activeDeadlineSeconds: {{ .deadline }}
 ttlSecondsAfterFinished: {{ . }}
 {{- end }}
 template: {{- include "refold.podTemplate" (merge (dict "restartPolicy" "Never" "job" true) .) | nindent 2 }}
+{{- end }}
+
+{{- /* What tells such a Job from the one before: the spec of a Job cannot be changed. The revision is a
+     constant where others than Helm install, so that the spec itself is in it. */}}
+{{- define "refold.onceSuffix" -}}
+{{ .root.Release.Revision }}-{{ include "refold.onceSpec" . | sha256sum | trunc 6 }}
 {{- end }}
