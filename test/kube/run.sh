@@ -14,7 +14,7 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 root=$(cd "$here/../.." && pwd)
 chart=$root/helm/refold
 ns=refold
-all=(install notes test projectors rolling kill drain rebuild definition policy hpa lag keda secure uninstall)
+all=(install notes projectors rolling kill drain rebuild definition policy hpa lag keda secure beside uninstall)
 
 # ---------------------------------------------------------------- what is reported
 
@@ -88,7 +88,7 @@ prepare() {
 
 	if lab kubectl get --raw /readyz >/dev/null 2>&1; then was_up=yes; else lab up; fi
 	eval "$(lab env)"
-	local programs=()
+	programs=()
 	for program in writer projector rebuild; do programs+=("$work/image/out/$program=/usr/local/bin/$program"); done
 	for program in refold/refold:0.1.0 refold/refold:next; do
 		lab image "$program" "${programs[@]}" -- -entrypoint /usr/local/bin/writer -env PATH=/usr/local/bin
@@ -110,7 +110,7 @@ cleanup() {
 	if [[ -z ${was_up-} ]]; then
 		lab down >/dev/null 2>&1 || true
 	else
-		for name in "$ns" secure strangers; do kubectl delete namespace "$name" --wait=false >/dev/null 2>&1 || true; done
+		kubectl delete namespace "$ns" secure strangers --ignore-not-found --timeout=120s >/dev/null 2>&1 || true
 	fi
 	[[ -z ${servers-} ]] || wait "$servers" 2>/dev/null || true
 	rm -rf "$work"
@@ -178,11 +178,13 @@ load_forget() { kc delete pod "$1" --wait=false --ignore-not-found >/dev/null; }
 stage_install() {
 	stage "install, with the README's five lines"
 	kc create secret generic refold-db --from-literal=uri="postgres://postgres@machine.lab:5432/refold?sslmode=disable" >/dev/null
-	check "helm install --wait" quietly helm install refold "$chart" -n "$ns" --wait --timeout 5m \
+	check "helm install" quietly helm install refold "$chart" -n "$ns" \
 		--set database.existingSecret=refold-db \
 		--set kafka.bootstrapServers=machine.lab:9092 \
 		--set auth.mode=none \
 		--set 'projectors.users.projections={rm_users}'
+	check "helm test at once: it appends, waits with the token, reads" helm test refold -n "$ns" --timeout 2m
+	check "every pod is ready" kc rollout status deployment -l app.kubernetes.io/instance=refold --timeout=120s
 	check "the migration's Job is gone" not kc get job refold-migrate
 	check "an append and its row, through the Services" append_and_query
 	check "unknown values are refused and named" refused
@@ -199,21 +201,16 @@ refused() {
 
 stage_notes() {
 	stage "NOTES.txt: its commands run as they stand"
-	check "the three next commands" notes
+	check "the three next commands" notes refold "$ns"
 }
-notes() {
+notes() { # RELEASE NAMESPACE
 	{
 		echo 'set -e; trap "kill \$(jobs -p)" EXIT' # the forwards end with the shell
-		helm get notes refold -n "$ns" | sed -n 's/^  \(helm test\|kubectl .*port-forward\|curl\)/\1/p' | sed '2s/$/\nsleep 3/'
+		helm get notes "$1" -n "$2" | sed -n 's/^  \(helm test\|kubectl .*port-forward\|curl\)/\1/p' | sed '2s/$/\nsleep 3/'
 	} >"$work/notes.sh"
 	[[ $(wc -l <"$work/notes.sh") == 5 ]]
-	bash "$work/notes.sh" >"$work/notes.out"
-	tail -n 1 "$work/notes.out"
-}
-
-stage_test() {
-	stage "helm test"
-	check "appends, waits with the token, reads" helm test refold -n "$ns" --timeout 2m
+	bash "$work/notes.sh" >"$work/notes.out" || { cat "$work/notes.out"; return 1; }
+	tail -n 1 "$work/notes.out" | jq -ce '.rows[0]'
 }
 
 stage_projectors() {
@@ -273,6 +270,7 @@ stage_drain() {
 	for role in writer queries projector; do check "a $role is deleted" drained "$role"; done
 	check "nothing failed, nothing doubled" load_end draining
 	load_forget draining
+	check "every budget lets a node take one pod" eventually 60 eval "kc get pdb -o json | jq -ce '[.items[] | {(.metadata.name): .status.disruptionsAllowed}] | select(length == 3 and all(.[]; all(. == 1))) | add'"
 }
 drained() { # a finalizer keeps the pod's last state to be looked at
 	local name code
@@ -301,7 +299,7 @@ stage_rebuild() {
 	check "in its metrics" rebuild_metrics
 	check "the pod is killed" kill_job r1
 	check "another pod resumes, and the Job completes" job_ends r1 Complete 240
-	check "it did resume" eval "kc logs job/r1 | grep -F 'rebuild goes on' | head -1"
+	check "it did resume" eval "kc logs -l job-name=r1 --tail=-1 | grep -F 'rebuild goes on'"
 	check "version $((version + 1)) serves" eval "[[ \$(served) == $((version + 1)) ]]"
 	check "rebuild rollback" kc exec deploy/refold-queries -- rebuild rollback rm_users
 	check "version $version serves" eval "eventually 30 eval '[[ \$(served) == $version ]]'"
@@ -327,7 +325,7 @@ second_job() {
 	kc create job --from=cronjob/refold-rebuild-rm-users r2 >/dev/null
 	job_ends r2 Failed 60
 	kc get pods -l job-name=r2 -o jsonpath='{.items[0].status.containerStatuses[0].state.terminated.exitCode}' | grep -x 4 >/dev/null
-	kc logs job/r2 | grep -v '^{' | head -1
+	kc logs job/r2 | grep -v '^{' | sed -n 1p
 }
 kill_job() { kill_container "$(kc get pods -l "job-name=$1" --field-selector=status.phase=Running -o jsonpath='{.items[0].metadata.name}')"; }
 job_ends() { # JOB CONDITION SECONDS: a Job that ends otherwise is not waited for
@@ -347,9 +345,23 @@ stage_definition() {
 	check "helm says that a rebuild is due" eval "helm get notes refold -n $ns | grep -F 'The definition of rm_users has changed'"
 	hash_of >"$work/after"
 	check "its projector and the query service were rolled, the writer was not" rolled "$work/before" "$work/after"
-	check "rebuild plan says it too" eval "kc exec deploy/refold-queries -- rebuild plan rm_users | head -2 | tail -1"
+	check "rebuild plan says it too" eval "kc exec deploy/refold-queries -- rebuild plan rm_users | grep -E 'changes +backfill'"
 	check "asked for (rebuild.auto), it is rebuilt" upgrade --set rebuild.auto=true
 	check "rows have the field" eventually 120 eval "api queries /v1/read-models/rm_users/ada | jq -ce 'select(.changes == 0)'"
+	kc create configmap user-events --from-file="$root/schemas/events/User" >/dev/null
+	kc create configmap definitions --from-file="$work/users.yaml" >/dev/null
+	check "the same contracts by ConfigMaps of one's own" upgrade --set contracts.events=null --set contracts.projections=null \
+		--set contracts.existing.events.User=user-events --set contracts.existing.projections=definitions
+	check "no rebuild is due, and events flow" contracts_hold frances
+	lab image acme/refold:1 "${programs[@]}" "$root/schemas/events=/contracts/events" "$work/users.yaml=/contracts/projections/users.yaml" -- -entrypoint /usr/local/bin/writer -env PATH=/usr/local/bin
+	check "the same in an image of one's own" upgrade --set image.repository=acme/refold --set image.tag=1 --set contracts.path=/contracts \
+		--set contracts.existing.events=null --set contracts.existing.projections=null
+	check "no rebuild is due, and events flow" contracts_hold hedy
+	kc delete configmap user-events definitions >/dev/null
+}
+contracts_hold() { # STREAM
+	kc exec deploy/refold-queries -- rebuild plan rm_users | grep -F 'takes: none'
+	append_one "$1"
 }
 rolled() { # BEFORE AFTER
 	{ diff "$1" "$2" || true; } | sed -n 's/^> \(.*\) .*/\1/p' | paste -sd' ' | grep -x 'refold-projector-users refold-queries'
@@ -459,6 +471,7 @@ stage_secure() {
 	kubectl -n secure create secret generic probe-token --from-file=token="$s/probe.token" >/dev/null
 	check "helm install --wait" quietly helm install secure "$chart" -n secure --wait --timeout 5m -f "$here/secure.yaml"
 	check "helm test, with certificate and token" helm test secure -n secure --timeout 2m
+	check "NOTES.txt: its commands run as they stand" eval "TOKEN=\$(cat '$s/query.token') notes secure secure"
 	check "without a token: 401" eval "[[ \$(secure_api none) == 401 ]]"
 	check "with a token that may only query: 403" eval "[[ \$(secure_api query.token) == 403 ]]"
 	check "in plain text: no answer" eval "! lab run curl -sS --max-time 5 http://secure-refold-writer.secure.svc.cluster.local:8080/v1/categories | grep -F name"
@@ -472,17 +485,38 @@ secure_api() { # TOKEN-FILE|none: the status of an append
 		-d "{\"events\":[$(created mallory)]}" https://secure-refold-writer.secure.svc.cluster.local:8080/v1/streams/User/mallory/events
 }
 
+stage_beside() {
+	stage "two releases in one namespace, the second with a secret that comes late"
+	psql "postgres://postgres@127.0.0.1:$POSTGRES_PORT/postgres" -qc "create database beside"
+	check "helm install waits for the secret" late_secret
+	check "helm test of the second" helm test beside -n "$ns" --timeout 2m
+	check "and of the first" helm test refold -n "$ns" --timeout 2m
+	check "each has a log of its own" eval "psql 'postgres://postgres@127.0.0.1:$POSTGRES_PORT/beside' -Atc 'select count(*) from refold.event' | grep -x 1"
+	check "the second is uninstalled" helm uninstall beside -n "$ns" --wait
+	check "the first goes on" append_one katherine
+	kc delete secret beside-db >/dev/null
+}
+late_secret() {
+	quietly helm install beside "$chart" -n "$ns" --wait --timeout 5m --set nameOverride=fold --set prefix=beside --set database.existingSecret=beside-db \
+		--set kafka.bootstrapServers=machine.lab:9092 --set auth.mode=none --set 'projectors.users.projections={rm_users}' --set writer.replicas=1 --set queries.replicas=1 &
+	eventually 60 eval "kc get pods -l app.kubernetes.io/instance=beside -o jsonpath='{..waiting.reason}' | grep -F CreateContainerConfigError"
+	kc create secret generic beside-db --from-literal=uri="postgres://postgres@machine.lab:5432/beside?sslmode=disable" >/dev/null
+	wait $!
+}
+
 stage_uninstall() {
 	stage "uninstall leaves nothing"
 	check "helm uninstall" helm uninstall refold -n "$ns" --wait
-	check "no object of the release is left" nothing_left
+	check "no object is left but what was there before" eventually 90 nothing_left
+	check "what was written stays: the log" eval "psql 'postgres://postgres@127.0.0.1:$POSTGRES_PORT/refold' -Atc 'select count(*) from refold.event' | grep -v '^0$'"
+	check "and the topics" eventually 10 eval "'$work/lag' refold.rm_users"
 }
-nothing_left() {
+nothing_left() { # of any kind, whatever its labels
 	local kinds left
 	kinds=$(kubectl api-resources --verbs=list --namespaced -o name | grep -v -e events -e metrics.k8s.io | paste -sd,)
-	left=$(kc get "$kinds" -l app.kubernetes.io/instance=refold -o name 2>/dev/null)
-	eventually 60 eval "[[ -z \$(kc get $kinds -l app.kubernetes.io/instance=refold -o name 2>/dev/null) ]]" || { say "$left"; return 1; }
-	kc get "$kinds" -o name 2>/dev/null | sort | paste -sd' '
+	left=$(kc get "$kinds" -o name | sort | paste -sd' ')
+	say "$left"
+	[[ $left == 'configmap/kube-root-ca.crt secret/refold-db serviceaccount/default' ]]
 }
 
 # ---------------------------------------------------------------- everything in order
