@@ -33,14 +33,19 @@ const maxLeft = 32 << 20
 // rowsBetweenPumps is after how many rows the loop looks at what else there is.
 const rowsBetweenPumps = 256
 
-// gather is how long a quiet stream waits for the answer to its last request
-// before it reads on: what comes meanwhile goes out together.
-const gather = 3 * time.Millisecond
+// Where little comes, what comes while a request is under way, and for as long
+// again after its answer, is read and sent together: a request costs broker and
+// consumers much more than another event in it, and where answers take long, that
+// is what they lack. An event that comes later is read at once.
+const (
+	gather  = 20 * time.Millisecond // the longest wait for an answer
+	maxRest = 10 * time.Millisecond // the longest after it
+)
 
 // read reads what is new into batches. It tells whether there was anything.
 func (s *session) read(ctx context.Context) (some bool, err error) {
 	now := time.Now()
-	if s.gathering = s.flights > 0 && !s.backlog && now.Sub(s.requested) < gather; s.gathering {
+	if s.gathering = !s.backlog && now.Before(s.gatheredBy()); s.gathering {
 		return false, nil
 	}
 	plans := s.plan(now)
@@ -53,6 +58,14 @@ func (s *session) read(ctx context.Context) (some bool, err error) {
 		some = some || n > 0
 	}
 	return some, nil
+}
+
+// gatheredBy returns when to read on.
+func (s *session) gatheredBy() time.Time {
+	if s.flights > 0 {
+		return s.requested.Add(gather)
+	}
+	return s.restUntil
 }
 
 // plan is what to read of a category.

@@ -95,6 +95,7 @@ func (s *session) request(leader int32, partitions []*partition) {
 		s.post(func() {
 			s.leaders.busy[leader] = false
 			s.flights--
+			s.restUntil = time.Now().Add(min(took, maxRest))
 			s.metrics.requests.WithLabelValues(outcome(err)).Observe(took.Seconds())
 			if err != nil {
 				s.leaders.forget(leader)

@@ -34,6 +34,7 @@ type session struct {
 	backlog     bool      // the last read left events behind
 	gathering   bool      // reading waits for more to come
 	requested   time.Time // when the last request left
+	restUntil   time.Time // reading waits for more to come after the last answer
 	background  sync.WaitGroup
 	stopBrokers context.CancelFunc
 	brokers     context.Context // of requests to brokers
@@ -198,7 +199,7 @@ func (s *session) nextChore() time.Time {
 		}
 	}
 	if s.gathering {
-		earlier(s.requested.Add(gather))
+		earlier(s.gatheredBy())
 	}
 	if s.tail != nil {
 		earlier(time.Now().Add(5 * time.Millisecond))
