@@ -59,7 +59,12 @@ func setup(t *testing.T) *world { t.Helper(); return setupWith(t, definition) }
 
 func setupWith(t *testing.T, definition string) *world {
 	t.Helper()
-	w := &world{t: t, pool: devstack.MigratedDatabase(t), brokers: devstack.FakeKafka(t), seqs: map[int]int64{}, last: map[int]event.ID{}}
+	return setupIn(t, devstack.MigratedDatabase(t), definition)
+}
+
+func setupIn(t *testing.T, pool *pgxpool.Pool, definition string) *world {
+	t.Helper()
+	w := &world{t: t, pool: pool, brokers: devstack.FakeKafka(t), seqs: map[int]int64{}, last: map[int]event.ID{}}
 	_, err := w.pool.Exec(ctx, `with c as (insert into refold.category (name, slots, partitions, topic) values ('User', 4, 2, 'refold.user') returning id)
 		insert into refold.slot (category, slot) select id, generate_series(0, 3) from c`)
 	require.NoError(t, err)

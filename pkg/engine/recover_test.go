@@ -16,6 +16,7 @@ import (
 	"github.com/refoldhq/refold/pkg/engine"
 	"github.com/refoldhq/refold/pkg/event"
 	"github.com/refoldhq/refold/pkg/kafka"
+	"github.com/refoldhq/refold/pkg/postgres"
 )
 
 // inPartition returns a stream of a partition.
@@ -57,6 +58,32 @@ func TestWorkerThatLosesItsSessionRecoversAlone(t *testing.T) {
 	}
 	w.await("it has claimed again", epochOf(0), 4)
 	w.await("the other has not been disturbed", epochOf(1), 1)
+}
+
+// Progress that was seen never goes back (invariant 9), through crashes of the server
+// too: batches wait for the disk.
+func TestProgressThatWasSeenOutlivesTheServer(t *testing.T) {
+	t.Parallel()
+	server, err := devstack.StartPostgres(ctx, devstack.PostgresConfig{})
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, server.Close()) })
+	pool, err := postgres.Open(ctx, postgres.Config{URL: server.URL("postgres")})
+	require.NoError(t, err)
+	t.Cleanup(pool.Close)
+	require.NoError(t, postgres.Migrate(ctx, pool))
+	w := setupIn(t, pool, definition)
+	w.start()
+	for n := range int64(5) {
+		w.produce(w.event(inPartition(0), fmt.Sprint(n)))
+		w.await("applied", applied, n+1)
+		require.NoError(t, server.Stop("immediate"))
+		require.NoError(t, server.Start())
+		w.pool.Reset()
+		w.await("a session", `select 1`, 1)
+		var after int64
+		require.NoError(t, w.pool.QueryRow(ctx, applied).Scan(&after))
+		require.Equal(t, n+1, after)
+	}
 }
 
 // A member keeps its partition when somebody claims it who goes away again, as a

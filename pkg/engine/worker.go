@@ -255,17 +255,6 @@ func (w *worker) claim(ctx context.Context, former int64) (err error) {
 	if w.skipped, err = ReadDecisions(ctx, w.conn, w.feed.Version.Projection, w.category.Name, w.seqs.slots); err != nil {
 		return err
 	}
-	return w.commitWithoutFlush(ctx)
-}
-
-// commitWithoutFlush has the session's commits wait for the disk no more. The claim did: epochs
-// must not come twice. A batch need not: what a crash of the server takes of rows it
-// takes of progress too, so the events are applied again, and whoever was told a
-// position waits for it again.
-func (w *worker) commitWithoutFlush(ctx context.Context) error {
-	if _, err := w.conn.Exec(ctx, `set synchronous_commit = off`); err != nil {
-		return fmt.Errorf("setting up the session: %w", err)
-	}
 	return nil
 }
 
