@@ -26,6 +26,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -110,6 +111,8 @@ type Engine struct {
 	announcer *announcer
 	cache     *rowCache
 	faults    faults
+
+	connecting atomic.Int64 // workers that are about to have a session
 
 	mu      sync.Mutex // guards workers
 	workers map[*worker]bool

@@ -208,8 +208,7 @@ func (w *worker) claim(ctx context.Context, former int64) (err error) {
 	if err != nil {
 		return err
 	}
-	if w.conn, err = postgres.Connect(ctx, postgres.Config{URL: w.engine.cfg.DatabaseURL, AppName: "refold-projector", ByKey: true,
-		StatementTimeout: 30 * time.Second, LockTimeout: 20 * time.Second, IdleInTransactionTimeout: 5 * time.Second}); err != nil {
+	if err := w.connect(ctx); err != nil {
 		return err
 	}
 	v := w.feed.Version
@@ -256,6 +255,18 @@ func (w *worker) claim(ctx context.Context, former int64) (err error) {
 		return err
 	}
 	return nil
+}
+
+// connect opens the worker's session.
+func (w *worker) connect(ctx context.Context) error {
+	taken, err := w.engine.takeRoom(ctx)
+	if err != nil {
+		return err
+	}
+	defer taken()
+	w.conn, err = postgres.Connect(ctx, postgres.Config{URL: w.engine.cfg.DatabaseURL, AppName: "refold-projector", ByKey: true,
+		StatementTimeout: 30 * time.Second, LockTimeout: 20 * time.Second, IdleInTransactionTimeout: 5 * time.Second})
+	return err
 }
 
 // clear ends the session of the former owner, whose transaction is in the way of

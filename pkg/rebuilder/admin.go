@@ -80,7 +80,9 @@ func (r *Rebuilder) Cancel(ctx context.Context, id int64) error {
 
 // resumed returns a job that takes up a rebuild from outside of [Rebuilder.Run].
 func (r *Rebuilder) resumed(now Rebuild, lease *postgres.Lease, session *session) *job {
-	return &job{Rebuilder: r, name: now.Projection, id: now.ID, rebuild: now, lease: lease, session: session, log: r.deps.Logger.With("projection", now.Projection, "rebuild", now.ID)}
+	j := r.newJob(now.Projection, now.Options.Rate)
+	j.id, j.rebuild, j.lease, j.session, j.log = now.ID, now, lease, session, j.log.With("rebuild", now.ID)
+	return j
 }
 
 // giveUp ends the job's own rebuild, under its lease, and undoes what it has

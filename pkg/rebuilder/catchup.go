@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/jackc/pgx/v5"
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/refoldhq/refold/pkg/engine"
@@ -99,27 +98,4 @@ func (j *job) lag(ctx context.Context) (lag int64, alarm string, err error) {
 		return 0, "", fmt.Errorf("reading the progress of %s version %d: %w", j.name, j.version.Number, err)
 	}
 	return max(0, lag-applied), alarm, nil
-}
-
-// heads reads how far a version is, by category and slot.
-func heads(ctx context.Context, tx pgx.Tx, name string, version int) (map[string]map[int]int64, error) {
-	rows, err := tx.Query(ctx, `select category, slot, max(seq) from refold.progress, unnest(slots, seqs) u (slot, seq) where projection = $1 and version = $2 group by 1, 2`, name, version)
-	if err != nil {
-		return nil, fmt.Errorf("reading the progress of %s version %d: %w", name, version, err)
-	}
-	list := make(map[string]map[int]int64)
-	var category string
-	var slot int16
-	var seq int64
-	_, err = pgx.ForEachRow(rows, []any{&category, &slot, &seq}, func() error {
-		if list[category] == nil {
-			list[category] = make(map[int]int64)
-		}
-		list[category][int(slot)] = seq
-		return nil
-	})
-	if err != nil {
-		return nil, fmt.Errorf("reading the progress of %s version %d: %w", name, version, err)
-	}
-	return list, nil
 }

@@ -8,35 +8,39 @@ import (
 	"strings"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/refoldhq/refold/pkg/engine"
 	"github.com/refoldhq/refold/pkg/event"
 	"github.com/refoldhq/refold/pkg/eventstore"
 	"github.com/refoldhq/refold/pkg/projection"
-	"github.com/refoldhq/refold/pkg/readmodel"
 )
 
-// rowTable makes a temporary table of rows.
-func (s *snapshot) rowTable(ctx context.Context, name string) error {
-	_, err := s.tx.Exec(ctx, `drop table if exists pg_temp.`+name+`; create temp table `+name+` (projection_name text, version int, key text collate "C" primary key, data jsonb, state jsonb, updated_at timestamptz default now()) on commit drop`)
+// makeRowTable makes a temporary table of rows.
+func makeRowTable(ctx context.Context, q execer, name, ending string) error {
+	_, err := q.Exec(ctx, `drop table if exists `+name+`; create temp table `+name+` (key text collate "C" primary key, data jsonb, state jsonb, projection_name text, version int, updated_at timestamptz default now()) `+ending)
 	if err != nil {
 		return fmt.Errorf("making a table to compare with: %w", err)
 	}
 	return nil
 }
 
-// compareRows compares the rows of the version with those that were folded into a
-// temporary table. While fields are being filled, it compares what queries show:
+type execer interface {
+	Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error)
+}
+
+// compareRows compares the rows of the version with those that were folded, which
+// a query returns. While fields are being filled, it compares what queries show:
 // without the hidden state, which is that of all fields, and without rows that the
 // plan does not make, because the new fields alone may make some.
-func (s *snapshot) compareRows(ctx context.Context, table, where string, c *Check) error {
+func (s *snapshot) compareRows(ctx context.Context, folded, where string, c *Check) error {
 	if !s.version.Completing {
-		return s.compareTables(ctx, `select key, data, state from `+s.version.Table()+where, `select key, data, state from pg_temp.`+table, c)
+		return s.compareTables(ctx, `select key, data, state from `+s.version.Table()+where, folded, c)
 	}
 	c.Detail += ", as far as queries show them: fields are being filled"
 	shown := `select key, (select coalesce(jsonb_object_agg(f.key, f.value), '{}') from jsonb_each(data) f where f.key = any(` + s.fieldNames() + `)) as data, null::jsonb as state
-		from (select key, data from ` + s.version.Table() + where + `) r where key in (select key from pg_temp.` + table + `)`
-	return s.compareTables(ctx, shown, `select key, data, null::jsonb as state from pg_temp.`+table, c)
+		from (select key, data from ` + s.version.Table() + where + `) r where key in (select key from (` + folded + `) f)`
+	return s.compareTables(ctx, shown, `select key, data, null::jsonb as state from (`+folded+`) f`, c)
 }
 
 // fieldNames is an array of the plan's fields in SQL.
@@ -82,56 +86,15 @@ func (s *snapshot) compareTables(ctx context.Context, got, want string, c *Check
 	return nil
 }
 
-// full folds the event table up to the snapshot's progress, by the load's own
-// passes within the memory budget, and compares every row and every column.
+// full compares every row and every column with the fold of the event table, which
+// is brought forward to the snapshot's progress.
 func (s *snapshot) full(ctx context.Context) (Check, error) {
-	c := Check{Name: "full", OK: true}
-	table := "refold_folded"
-	if err := s.rowTable(ctx, table); err != nil {
+	c := Check{Name: "full", OK: true, took: s.folded.took, Detail: fmt.Sprintf("every row against a fold of %d events of the event table", s.heads.events())}
+	made, _, err := s.bring(ctx, &s.folded.rowsAt, s.heads, "refold_made")
+	if err != nil {
 		return c, err
 	}
-	folding := s.beside(s.version)
-	into := "pg_temp." + table
-	if s.plan.Shared() {
-		into = "pg_temp.refold_parts"
-		if _, err := s.tx.Exec(ctx, `create temp table refold_parts (category text collate "C", partition integer, key text collate "C", data jsonb, state jsonb) on commit drop`); err != nil {
-			return c, err
-		}
-	}
-	var events int64
-	for _, p := range s.parts(folding) {
-		l, err := folding.newLoader(ctx, s.conn, p, into)
-		if err != nil {
-			return c, err
-		}
-		l.opened = true
-		if err := l.passes(ctx); err != nil {
-			return c, fmt.Errorf("folding %s/%d: %w", p.category.Name, p.partition, err)
-		}
-		events += l.events()
-		if s.plan.Shared() {
-			if err := folding.mergeRows(ctx, s.tx, p, "pg_temp."+table, into); err != nil {
-				return c, err
-			}
-		}
-	}
-	c.Detail = fmt.Sprintf("every row against a fold of %d events of the event table", events)
-	return c, s.compareRows(ctx, table, "", &c)
-}
-
-// parts returns the partitions of the event table up to the snapshot's progress.
-func (s *snapshot) parts(j *job) (list []*part) {
-	for _, category := range s.categories {
-		for n := range category.Partitions {
-			p := &part{category: category, partition: n, source: FromEventStore, heads: make([]int64, category.Slots/category.Partitions)}
-			for i := range p.heads {
-				p.heads[i] = s.heads[category.Name][p.slot(i)]
-			}
-			list = append(list, p)
-		}
-	}
-	j.setParts(list)
-	return list
+	return c, s.compareRows(ctx, made, "", &c)
 }
 
 // sampleSize is how many streams are folded by themselves, as many again by the
@@ -150,17 +113,23 @@ func (s *snapshot) sample(ctx context.Context) (Check, error) {
 	if err != nil {
 		return c, err
 	}
-	if err := s.rowTable(ctx, "refold_sample"); err != nil {
+	if err := makeRowTable(ctx, s.tx, "pg_temp.refold_sample", "on commit drop"); err != nil {
 		return c, err
 	}
 	category := s.categories[0]
+	nothing := &rowsAt{plan: s.plan}
+	parked, err := s.parkedFrom(ctx, s.tx, s.version, category.Name)
+	if err != nil {
+		return c, err
+	}
+	nothing.parked = map[string]map[string]int64{category.Name: parked}
 	for chunk := range slices.Chunk(streams, 50) {
-		if err := s.foldStreams(ctx, s.plan, category, chunk, nil, s.heads[category.Name], "refold_sample", s.version); err != nil {
+		if err := s.foldStreams(ctx, nothing, category, chunk, s.heads, "refold_sample"); err != nil {
 			return c, err
 		}
 	}
 	c.Detail = fmt.Sprintf("%d streams folded from the event table", len(streams))
-	return c, s.compareRows(ctx, "refold_sample", ` where key = any(`+literals(streams)+`)`, &c)
+	return c, s.compareRows(ctx, `select key, data, state from pg_temp.refold_sample`, ` where key = any(`+literals(streams)+`)`, &c)
 }
 
 // literals writes stream ids, whose characters need no escapes, as an array.
@@ -204,71 +173,70 @@ func (s *snapshot) chooseStreams(ctx context.Context) ([]string, error) {
 	return pgx.CollectRows(rows, pgx.RowTo[string])
 }
 
-// foldStreams folds streams with versions in the range of seqs (from, to] into
-// rows, which begin as from has them when it is given, and writes those that
-// exist into a temporary table.
-func (s *snapshot) foldStreams(ctx context.Context, plan *projection.Plan, category eventstore.Category, streams []string, from, to map[int]int64, table string, v readmodel.Version) error {
+// foldStreams folds streams on from where rows have them up to a position, into a
+// temporary table. Rows without a table have none of them.
+func (s *snapshot) foldStreams(ctx context.Context, from *rowsAt, category eventstore.Category, streams []string, to positions, table string) error {
 	rows := make(map[string]*projection.Row)
-	if from != nil {
-		if err := s.loadRows(ctx, plan, v, streams, rows); err != nil {
+	if from.table != "" {
+		if err := s.loadRows(ctx, from, streams, rows); err != nil {
 			return err
 		}
 	}
-	parked, err := s.parkedFrom(ctx, s.tx, v, category.Name)
-	if err != nil {
-		return err
-	}
+	parked := from.parked[category.Name]
 	ranges := make([]engine.StreamRange, len(streams))
 	for i, stream := range streams {
 		slot := category.SlotOf(stream)
-		ranges[i] = engine.StreamRange{Stream: stream, After: from[slot], UpTo: to[slot]}
+		ranges[i] = engine.StreamRange{Stream: stream, After: from.at[category.Name][slot], UpTo: to[category.Name][slot]}
 		if first, is := parked[stream]; is { // from there on nothing was applied
-			ranges[i].UpTo = min(to[slot], first-1)
+			ranges[i].UpTo = min(ranges[i].UpTo, first-1)
 		}
 	}
-	fold := engine.StreamFold{Projection: s.name, Plan: plan, Category: category, Schemas: s.deps.Schemas}
-	if _, _, err := fold.Into(ctx, s.tx, ranges, rows); err != nil { // what is poison shows in the rows
+	fold := engine.StreamFold{Projection: s.name, Plan: from.plan, Category: category, Schemas: s.deps.Schemas}
+	_, poisoned, err := fold.Into(ctx, s.tx, ranges, rows)
+	if err != nil {
 		return err
 	}
-	return s.writeRows(ctx, table, v, rows)
+	for stream := range poisoned { // nothing of it is folded any more
+		parked[stream] = from.at[category.Name][category.SlotOf(stream)] + 1
+	}
+	return s.writeRows(ctx, table, rows)
 }
 
-func (s *snapshot) loadRows(ctx context.Context, plan *projection.Plan, v readmodel.Version, keys []string, into map[string]*projection.Row) error {
-	rows, err := s.tx.Query(ctx, `select key, data, state from `+v.Table()+` where key = any($1)`, keys)
+func (s *snapshot) loadRows(ctx context.Context, from *rowsAt, keys []string, into map[string]*projection.Row) error {
+	rows, err := s.tx.Query(ctx, `select key, data, state from `+from.table+` where key = any($1)`, keys)
 	if err != nil {
 		return fmt.Errorf("reading rows: %w", err)
 	}
 	var key string
 	var data, state []byte
 	_, err = pgx.ForEachRow(rows, []any{&key, &data, &state}, func() error {
-		row, err := plan.LoadRow(data, state)
+		row, err := from.plan.LoadRow(data, state)
 		into[key] = row
 		return err
 	})
 	return err
 }
 
-func (s *snapshot) writeRows(ctx context.Context, table string, v readmodel.Version, rows map[string]*projection.Row) error {
+func (s *snapshot) writeRows(ctx context.Context, table string, rows map[string]*projection.Row) error {
 	keys, data, states := texts(rows)
-	_, err := s.tx.Exec(ctx, `insert into pg_temp.`+table+` (projection_name, version, key, data, state) select $1, $2, k, d, s from unnest($3::text[], $4::jsonb[], $5::jsonb[]) u (k, d, s)`,
-		v.Projection, v.Number, keys, data, states)
+	_, err := s.tx.Exec(ctx, `insert into pg_temp.`+table+` (key, data, state) select * from unnest($1::text[], $2::jsonb[], $3::jsonb[])`, keys, data, states)
 	if err != nil {
 		return fmt.Errorf("writing rows to compare with: %w", err)
 	}
 	return nil
 }
 
-// fold folds single events outside a load.
+// fold folds single events outside a load, into parts of shared rows.
 type fold struct {
+	*rowsAt
 	job     *job
-	plan    *projection.Plan
 	folder  *projection.Folder
 	schemas schemaCache
 	skip    map[string]engine.Decisions // by category
 }
 
-func (s *snapshot) newFold(plan *projection.Plan) *fold {
-	return &fold{job: s.job, plan: plan, folder: plan.NewFolder(), schemas: newSchemaCache(s.deps.Schemas), skip: make(map[string]engine.Decisions)}
+func (s *snapshot) newFold(rows *rowsAt) *fold {
+	return &fold{rowsAt: rows, job: s.job, folder: rows.plan.NewFolder(), schemas: newSchemaCache(s.deps.Schemas), skip: make(map[string]engine.Decisions)}
 }
 
 func (f *fold) event(ctx context.Context, e *event.Event, rows map[string]*projection.Row) error {
@@ -280,15 +248,24 @@ func (f *fold) event(ctx context.Context, e *event.Event, rows map[string]*proje
 		}
 		f.skip[e.Category] = skip
 	}
-	if skip.Skips(e) || !f.plan.Uses(e.Category, e.Type) {
+	parked := f.parked[e.Category]
+	if from, is := parked[e.Stream]; is && e.Seq >= from || skip.Skips(e) || !f.plan.Uses(e.Category, e.Type) {
 		return nil
 	}
-	schema, _, err := f.schemas.of(e)
-	if err != nil || schema == nil {
+	schema, why, err := f.schemas.of(e)
+	if err != nil {
 		return err
 	}
-	if outcome, err := f.folder.Begin(e, schema); err != nil || outcome == projection.Filtered {
-		return nil //nolint:nilerr // parked; the caller has looked
+	outcome := projection.Filtered
+	if why == "" {
+		outcome, err = f.folder.Begin(e, schema)
+	}
+	if why != "" || err != nil {
+		parked[e.Stream] = e.Seq
+		return nil //nolint:nilerr // nothing of the stream is folded any more
+	}
+	if outcome == projection.Filtered {
+		return nil
 	}
 	for key := range f.folder.Keys() {
 		row := rows[string(key)]

@@ -12,8 +12,8 @@ import (
 // estimated otherwise is known: whether the history is whole, how many rows it
 // makes, which streams would be parked, and how long it takes.
 func (r *Rebuilder) deep(ctx context.Context, p *Plan, plan *projection.Plan, options Options) error {
-	j := &job{Rebuilder: r, name: p.Projection, plan: plan, rebuild: Rebuild{Options: options}, log: r.deps.Logger.With("projection", p.Projection)}
-	j.limiter.rate = float64(options.Rate)
+	j := r.newJob(p.Projection, options.Rate)
+	j.plan, j.rebuild.Options = plan, options
 	var err error
 	if j.categories, err = r.categories(ctx, plan); err != nil {
 		return err

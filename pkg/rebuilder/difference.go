@@ -10,6 +10,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/refoldhq/refold/pkg/event"
 	"github.com/refoldhq/refold/pkg/eventstore"
 	"github.com/refoldhq/refold/pkg/projection"
 	"github.com/refoldhq/refold/pkg/readmodel"
@@ -36,12 +37,12 @@ func (s *snapshot) difference(ctx context.Context) (Check, error) {
 	if err != nil {
 		return c, err
 	}
-	target := greatest(s.heads, theirs)
-	mine, moved, err := s.bring(ctx, s.version, s.plan, s.heads, target, "refold_new")
+	target := s.heads.greatest(theirs)
+	mine, moved, err := s.bringVersion(ctx, s.version, s.plan, s.heads, target, "refold_new")
 	if err != nil {
 		return c, err
 	}
-	other, moved2, err := s.bring(ctx, active, plan, theirs, target, "refold_old")
+	other, moved2, err := s.bringVersion(ctx, active, plan, theirs, target, "refold_old")
 	if err != nil {
 		return c, err
 	}
@@ -61,71 +62,72 @@ func (s *snapshot) active(ctx context.Context) (v readmodel.Version, err error) 
 	return v, err
 }
 
-func greatest(a, b map[string]map[int]int64) map[string]map[int]int64 {
-	out := make(map[string]map[int]int64)
-	for _, m := range []map[string]map[int]int64{a, b} {
-		for category, slots := range m {
-			if out[category] == nil {
-				out[category] = make(map[int]int64)
-			}
-			for slot, seq := range slots {
-				out[category][slot] = max(out[category][slot], seq)
-			}
-		}
-	}
-	return out
+// rowsAt are the rows of a plan in a table, and up to where the log is in them.
+type rowsAt struct {
+	table string // as SQL has it
+	plan  *projection.Plan
+	at    positions
+	// parked is the first seq of each parked stream, by category and stream: from
+	// there on nothing is in the rows.
+	parked map[string]map[string]int64
 }
 
-// bring returns a query of a version's rows as they are at the position to: those
-// that events in between concern are folded on in a temporary table.
-func (s *snapshot) bring(ctx context.Context, v readmodel.Version, plan *projection.Plan, from, to map[string]map[int]int64, table string) (query string, events int, err error) {
+// bringVersion is bring for the rows of a version.
+func (s *snapshot) bringVersion(ctx context.Context, v readmodel.Version, plan *projection.Plan, at, to positions, table string) (query string, events int, err error) {
 	if err := plan.Foldable(); err != nil {
 		return "", 0, err
 	}
-	query = `select key, data, state from ` + v.Table()
+	rows := &rowsAt{table: v.Table(), plan: plan, at: at, parked: make(map[string]map[string]int64)}
+	for _, c := range s.categories {
+		if rows.parked[c.Name], err = s.parkedFrom(ctx, s.tx, v, c.Name); err != nil {
+			return "", 0, err
+		}
+	}
+	return s.bring(ctx, rows, to, table)
+}
+
+// bring returns a query of rows as they are at the position to: those that events
+// in between concern are folded on in a temporary table, and their keys are in
+// another one, which both end with the transaction.
+func (s *snapshot) bring(ctx context.Context, rows *rowsAt, to positions, table string) (query string, events int, err error) {
+	query = `select key, data, state from ` + rows.table
 	parts := make(map[string]*projection.Row)
 	streams := make(map[string][]string) // by category
-	f := s.newFold(plan)
+	f := s.newFold(rows)
 	for _, c := range s.categories {
 		touched := make(map[string]bool)
 		for slot, head := range to[c.Name] {
-			for after := from[c.Name][slot]; after < head; {
-				list, err := s.events.SlotEvents(ctx, c, slot, after, 1000)
-				if err != nil {
-					return "", 0, err
+			n, err := s.eachEvent(ctx, c, slot, rows.at[c.Name][slot], head, func(e *event.Event) error {
+				touched[e.Stream] = true
+				if !rows.plan.Shared() {
+					return nil
 				}
-				if len(list) == 0 {
-					return "", 0, fmt.Errorf("the log lacks %s/%d/%d", c.Name, slot, after+1)
-				}
-				for i := range list {
-					if after = list[i].Seq; after > head {
-						break
-					}
-					events++
-					touched[list[i].Stream] = true
-					if plan.Shared() {
-						if err := f.event(ctx, &list[i], parts); err != nil {
-							return "", 0, err
-						}
-					}
-				}
+				return f.event(ctx, e, parts)
+			})
+			if err != nil {
+				return "", 0, err
 			}
+			events += n
 		}
 		streams[c.Name] = slices.Sorted(maps.Keys(touched))
 	}
 	if events == 0 {
 		return query, 0, nil
 	}
-	if err := s.rowTable(ctx, table); err != nil {
+	if err := makeRowTable(ctx, s.tx, "pg_temp."+table, "on commit drop"); err != nil {
 		return "", 0, err
 	}
 	keys := slices.Sorted(maps.Keys(parts))
-	if plan.Shared() {
-		err = s.bringShared(ctx, v, plan, keys, parts, table)
+	if rows.plan.Shared() {
+		err = s.bringShared(ctx, rows, keys, parts, table)
 	} else {
 		c := s.categories[0]
 		keys = streams[c.Name]
-		err = s.bringOwn(ctx, v, plan, c, keys, from[c.Name], to[c.Name], table)
+		for chunk := range slices.Chunk(keys, 200) {
+			if err = s.foldStreams(ctx, rows, c, chunk, to, table); err != nil {
+				break
+			}
+		}
 	}
 	if err != nil {
 		return "", 0, err
@@ -136,17 +138,32 @@ func (s *snapshot) bring(ctx context.Context, v readmodel.Version, plan *project
 	return query + ` where key not in (select key from pg_temp.` + table + `_keys) union all select key, data, state from pg_temp.` + table, events, nil
 }
 
-func (s *snapshot) bringOwn(ctx context.Context, v readmodel.Version, plan *projection.Plan, c eventstore.Category, streams []string, from, to map[int]int64, table string) error {
-	for chunk := range slices.Chunk(streams, 200) {
-		if err := s.foldStreams(ctx, plan, c, chunk, from, to, table, v); err != nil {
-			return err
+// eachEvent calls do with the events of a slot behind one seq up to another, and
+// returns how many they were.
+func (s *snapshot) eachEvent(ctx context.Context, c eventstore.Category, slot int, after, head int64, do func(*event.Event) error) (events int, err error) {
+	for after < head {
+		list, err := s.events.SlotEvents(ctx, c, slot, after, 1000)
+		if err != nil {
+			return events, err
+		}
+		if len(list) == 0 {
+			return events, fmt.Errorf("the log lacks %s/%d/%d", c.Name, slot, after+1)
+		}
+		for i := range list {
+			if after = list[i].Seq; after > head {
+				break
+			}
+			events++
+			if err := do(&list[i]); err != nil {
+				return events, err
+			}
 		}
 	}
-	return nil
+	return events, nil
 }
 
-func (s *snapshot) bringShared(ctx context.Context, v readmodel.Version, plan *projection.Plan, keys []string, parts map[string]*projection.Row, table string) error {
-	if _, err := s.tx.Exec(ctx, `insert into pg_temp.`+table+` (projection_name, version, key, data, state) select projection_name, version, key, data, state from `+v.Table()+` where key = any($1)`, keys); err != nil {
+func (s *snapshot) bringShared(ctx context.Context, rows *rowsAt, keys []string, parts map[string]*projection.Row, table string) error {
+	if _, err := s.tx.Exec(ctx, `insert into pg_temp.`+table+` (key, data, state) select key, data, state from `+rows.table+` where key = any($1)`, keys); err != nil {
 		return err
 	}
 	for chunk := range slices.Chunk(keys, 1000) {
@@ -158,7 +175,7 @@ func (s *snapshot) bringShared(ctx context.Context, v readmodel.Version, plan *p
 				states[i] = &one
 			}
 		}
-		if _, err := s.tx.Exec(ctx, plan.MergeSQL("pg_temp."+table), v.Projection, v.Number, chunk, data, states); err != nil {
+		if _, err := s.tx.Exec(ctx, rows.plan.MergeSQL("pg_temp."+table), s.version.Projection, s.version.Number, chunk, data, states); err != nil {
 			return fmt.Errorf("bringing shared rows forward: %w", err)
 		}
 	}
@@ -224,39 +241,38 @@ func (s *snapshot) sampleField(ctx context.Context, mine, other, field string, c
 // sampleBound is how many events a sample of shared rows folds at most.
 const sampleBound = 100_000
 
-// sampleShared compares every shared row while the log is short enough, else it
-// says what stands in for it.
+// sampleShared compares every shared row where the log was folded, else it says
+// what stands in for that.
 func (s *snapshot) sampleShared(ctx context.Context) (Check, error) {
-	var events int64
-	for _, slots := range s.heads {
-		for _, n := range slots {
-			events += n
-		}
-	}
-	if events <= sampleBound || s.rebuild.Kind == Fields { // whose parts were not compared
+	if s.folded != nil {
 		c, err := s.full(ctx)
 		c.Name = "sample"
 		return c, err
 	}
-	return Check{Name: "sample", OK: true, Detail: fmt.Sprintf("shared rows of %d events: the parts of one partition were compared with a fold of the event table before they were merged; --verify=full folds all", events)}, nil
+	return Check{Name: "sample", OK: true, Detail: fmt.Sprintf("shared rows of %d events: the parts of one partition were compared with a fold of the event table before they were merged; --verify=full folds all", s.heads.events())}, nil
 }
 
 // deterministic folds the pinned records again, one partition after another when
 // the load took several at a time and the other way round, and compares digests.
-func (s *snapshot) deterministic(ctx context.Context) (Check, error) {
+func (j *job) deterministic(ctx context.Context) (Check, error) {
 	c := Check{Name: "deterministic", OK: true}
-	if s.id == 0 || len(s.job.parts) == 0 {
+	if j.id == 0 || len(j.parts) == 0 {
 		return Check{}, nil // nothing was loaded by this job
 	}
-	again := s.beside(s.version)
-	for _, p := range s.job.parts {
+	again := j.beside(j.version)
+	defer j.meter.follow(&again.meter)()
+	parts := make([]*part, len(j.parts))
+	for i, p := range j.parts {
 		one := *p
-		one.meter = &partMeter{total: 1}
-		l, err := again.newLoader(ctx, nil, &one, "")
+		one.loaded, parts[i] = false, &one
+	}
+	again.setParts(parts)
+	for i, p := range j.parts {
+		l, err := again.newLoader(ctx, nil, parts[i], "")
 		if err != nil {
 			return c, err
 		}
-		l.limit = 1 << 62 // in one pass, whatever the load took
+		l.limit *= int64(j.rebuild.Options.Parallel) // in fewer passes than the load took
 		if err := l.passes(ctx); err != nil {
 			return c, fmt.Errorf("folding %s/%d again: %w", p.category.Name, p.partition, err)
 		}
@@ -266,6 +282,6 @@ func (s *snapshot) deterministic(ctx context.Context) (Check, error) {
 			return c, nil
 		}
 	}
-	c.Detail = fmt.Sprintf("%d partitions folded one after another have the digests of the load, which took %d at a time", len(s.job.parts), s.rebuild.Options.Parallel)
+	c.Detail = fmt.Sprintf("%d partitions folded one after another have the digests of the load, which took %d at a time", len(j.parts), j.rebuild.Options.Parallel)
 	return c, nil
 }

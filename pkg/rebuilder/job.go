@@ -29,7 +29,7 @@ type job struct {
 	version    readmodel.Version
 	parts      []*part
 	meter      meter
-	limiter    limiter
+	limiter    *limiter
 	feeding    *feeding
 	watch      func(Rebuild)
 	log        *slog.Logger
@@ -38,11 +38,15 @@ type job struct {
 	shown Rebuild    // what watch was told last
 }
 
+// newJob returns a job for a projection, which may have a rate.
+func (r *Rebuilder) newJob(name string, rate int) *job {
+	return &job{Rebuilder: r, name: name, limiter: &limiter{rate: float64(rate)}, log: r.deps.Logger.With("projection", name)}
+}
+
 // beside returns a job that folds for a check of j's, which waits meanwhile: at
-// the same rate, without the lease, and with a meter of its own. It is not paused
-// in the middle, as a check holds a snapshot.
+// the same rate and paused with it, without the lease, and with a meter of its own.
 func (j *job) beside(v readmodel.Version) *job {
-	return &job{Rebuilder: j.Rebuilder, name: j.name, id: j.id, rebuild: j.rebuild, plan: j.plan, categories: j.categories, version: v, limiter: limiter{rate: j.limiter.rate}, log: j.log}
+	return &job{Rebuilder: j.Rebuilder, name: j.name, id: j.id, rebuild: j.rebuild, plan: j.plan, categories: j.categories, version: v, limiter: j.limiter, log: j.log}
 }
 
 // errStopped is the cause of an end that a test asked for.

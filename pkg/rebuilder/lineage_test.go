@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/refoldhq/refold/pkg/postgres"
 )
 
 // While programs are upgraded one by one, those of the former definition are asked
@@ -109,15 +111,15 @@ func TestRequestOfAVanishedDeploymentGivesWay(t *testing.T) {
 // and it is said what helps.
 func TestRoomIsLookedAtBeforeAnythingIsMade(t *testing.T) {
 	t.Parallel()
-	require.NoError(t, room{allowed: 197, taken: 150}.check(sessions(8, Options{Parallel: 2}), 8))
-	err := room{allowed: 197, taken: 190}.check(sessions(8, Options{Parallel: 2}), 8)
+	require.NoError(t, enoughRoom(postgres.Room{Allowed: 197, Taken: 178}, sessions(8, Options{Parallel: 2}), 8))
+	err := enoughRoom(postgres.Room{Allowed: 197, Taken: 179}, sessions(8, Options{Parallel: 2}), 8)
 	require.ErrorIs(t, err, ErrNoRoom)
-	require.ErrorContains(t, err, "197, of which 190 are taken, and this takes 10 more")
+	require.ErrorContains(t, err, "197, of which 179 are taken and a few are left to others, and this takes 10 more")
 	require.ErrorContains(t, err, "rebuild retire")
 	require.Equal(t, 18, sessions(8, Options{Parallel: 64}), "no more work at a time than there are partitions")
 	w := setup(t, ownYAML)
-	now, err := w.rebuilder().room(w.ctx)
+	now, err := postgres.ReadRoom(w.ctx, w.pool)
 	require.NoError(t, err)
-	require.Greater(t, now.allowed, now.taken)
-	require.Positive(t, now.taken)
+	require.Greater(t, now.Allowed, now.Taken)
+	require.Positive(t, now.Taken)
 }

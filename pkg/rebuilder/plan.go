@@ -4,10 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"time"
 
 	"github.com/twmb/franz-go/pkg/kadm"
 
+	"github.com/refoldhq/refold/pkg/postgres"
 	"github.com/refoldhq/refold/pkg/projection"
 	"github.com/refoldhq/refold/pkg/readmodel"
 )
@@ -139,11 +139,11 @@ func (r *Rebuilder) cost(ctx context.Context, p *Plan, plan *projection.Plan, op
 		}
 		p.Bytes = int64((width + 300) * float64(p.Events)) // a record's headers take about 300 bytes
 	}
-	now, err := r.room(ctx)
+	now, err := postgres.ReadRoom(ctx, r.pool)
 	if err != nil {
 		return err
 	}
-	if err := now.check(sessions(partitions, options), partitions); err != nil {
+	if err := enoughRoom(now, sessions(partitions, options), partitions); err != nil {
 		p.Warnings = append(p.Warnings, err.Error())
 	}
 	rate := float64(assumedRate)
@@ -153,7 +153,7 @@ func (r *Rebuilder) cost(ctx context.Context, p *Plan, plan *projection.Plan, op
 	if options.Rate > 0 {
 		rate = min(rate, float64(options.Rate))
 	}
-	p.Seconds = (time.Duration(float64(p.Events)/rate*float64(time.Second)) + time.Second).Seconds()
+	p.Seconds = float64(p.Events)*options.Verify.folds()/rate + 1
 	p.Memory = min(options.MemoryBytes, 64<<20+p.Rows*assumedRow*int64(options.Parallel)/int64(max(1, partitions)))
 	return nil
 }

@@ -1,6 +1,7 @@
 package rebuilder
 
 import (
+	"fmt"
 	"math"
 	"sync"
 	"sync/atomic"
@@ -48,6 +49,7 @@ type meter struct {
 	window   time.Duration // that rate is averaged over
 	rate     float64
 	greatest Progress // what was shown of events and bytes
+	check    *meter   // of a fold that a check makes; nil when there is none
 }
 
 // partMeter is the meter of one partition.
@@ -81,6 +83,18 @@ func (m *meter) setLag(events int64) {
 	m.lag = events
 }
 
+// follow tells of the fold that a check makes as what is waited for, until done is
+// called.
+func (m *meter) follow(check *meter) (done func()) {
+	set := func(to *meter) {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		m.check = to
+	}
+	set(check)
+	return func() { set(nil) }
+}
+
 // rateWindow is how long rates are averaged over, about.
 const rateWindow = 3 * time.Second
 
@@ -89,6 +103,12 @@ func (m *meter) read(now time.Time) Progress {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	p := Progress{Lag: m.lag, Why: m.why, ETASeconds: -1}
+	if m.check != nil {
+		check := m.check.read(now)
+		if p.Why = check.Why; p.Why == "" {
+			p.Why = fmt.Sprintf("folding to compare with: %d of %d events", check.Done, check.Total)
+		}
+	}
 	for _, part := range m.parts {
 		source, _ := part.source.Load().(Source)
 		one := PartitionProgress{Category: part.category, Partition: part.partition, Source: source, Done: part.done.Load(), Total: part.total,

@@ -90,6 +90,17 @@ const (
 	VerifyDeterministic Verification = "deterministic" // and a second fold at another parallelism
 )
 
+// folds is how often the whole log is folded, the load included.
+func (v Verification) folds() float64 {
+	switch v {
+	case VerifyFull:
+		return 2
+	case VerifyDeterministic:
+		return 3
+	}
+	return 1
+}
+
 // Options say how a rebuild is done. They are kept with it.
 type Options struct {
 	// Promote is "auto" or "manual".
@@ -99,7 +110,8 @@ type Options struct {
 	Verify Verification `json:"verify"`
 	// MemoryBytes bounds what the process takes; 512 MiB.
 	MemoryBytes int64 `json:"memoryBytes"`
-	// Rate bounds the events read in a second; 0 for no bound.
+	// Rate bounds the events read in a second, by loads and by verifications; 0 for no
+	// bound. What came meanwhile is applied as fast as it goes.
 	Rate int `json:"rate,omitempty"`
 	// Parallel is how many partitions are loaded at a time; the number of CPUs. Each
 	// has one connection to the database and one client of Kafka.

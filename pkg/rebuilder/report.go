@@ -1,6 +1,9 @@
 package rebuilder
 
-import "time"
+import (
+	"context"
+	"time"
+)
 
 // Report is what a verification found. It is kept with the rebuild.
 type Report struct {
@@ -26,6 +29,8 @@ type Check struct {
 	Fields  map[string]int64 `json:"fields,omitempty"`
 	Samples []Sample         `json:"samples,omitempty"`
 	Took    string           `json:"took,omitempty"`
+
+	took time.Duration // before the check itself
 }
 
 // Sample is one row that differs.
@@ -36,16 +41,16 @@ type Sample struct {
 	Want string `json:"want,omitempty"`
 }
 
-func (r *Report) add(c Check, began time.Time) {
-	c.Took = time.Since(began).Round(time.Millisecond).String()
-	r.Checks = append(r.Checks, c)
-}
-
-func (r *Report) judge() {
-	r.OK = true
-	for _, c := range r.Checks {
-		r.OK = r.OK && c.OK
+// make makes a check, and reports it if there was something to check.
+func (r *Report) make(ctx context.Context, check func(context.Context) (Check, error)) error {
+	began := time.Now()
+	c, err := check(ctx)
+	if err != nil || c.Name == "" {
+		return err
 	}
+	c.Took = (c.took + time.Since(began)).Round(time.Millisecond).String()
+	r.Checks, r.OK = append(r.Checks, c), r.OK && c.OK
+	return nil
 }
 
 // Failed returns the checks that failed.

@@ -5,22 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"time"
+
+	"github.com/refoldhq/refold/pkg/postgres"
 )
 
 // ErrNoRoom says that Postgres has no sessions left for what a rebuild makes.
 var ErrNoRoom = errors.New("too few sessions of Postgres are left")
-
-// room is how many sessions the server allows, and how many are taken.
-type room struct{ allowed, taken int }
-
-const roomSQL = `select current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int, count(*)::int from pg_stat_activity where backend_type = 'client backend'`
-
-func (r *Rebuilder) room(ctx context.Context) (now room, err error) {
-	if err := r.pool.QueryRow(ctx, roomSQL).Scan(&now.allowed, &now.taken); err != nil {
-		return now, fmt.Errorf("counting the sessions of Postgres: %w", err)
-	}
-	return now, nil
-}
 
 // sessions returns how many sessions a rebuild takes beside its pool: while it
 // loads two for each partition at work, later one for each partition of the
@@ -29,13 +19,13 @@ func sessions(partitions int, options Options) int {
 	return max(2*min(options.Parallel, partitions), partitions) + 2
 }
 
-// check returns an [ErrNoRoom] unless there are n sessions left.
-func (r room) check(n, partitions int) error {
-	if r.taken+n <= r.allowed {
+// enoughRoom returns an [ErrNoRoom] unless there are n sessions left.
+func enoughRoom(now postgres.Room, n, partitions int) error {
+	if n <= now.Left() {
 		return nil
 	}
-	return fmt.Errorf("%w: it allows %d, of which %d are taken, and this takes %d more (a version is fed by a session for each of its %d partitions): retire versions that are kept (`rebuild retire NAME`, or a shorter --keep), or raise max_connections",
-		ErrNoRoom, r.allowed, r.taken, n, partitions)
+	return fmt.Errorf("%w: it allows %d, of which %d are taken and a few are left to others, and this takes %d more (a version is fed by a session for each of its %d partitions): retire versions that are kept (`rebuild retire NAME`, or a shorter --keep), or raise max_connections",
+		ErrNoRoom, now.Allowed, now.Taken, n, partitions)
 }
 
 // roomPatience is how long sessions are waited for, which come and go while
@@ -45,11 +35,11 @@ const roomPatience = 15 * time.Second
 // checkRoom makes sure, before anything is made, that what is made can be fed.
 func (j *job) checkRoom(ctx context.Context, partitions int) error {
 	for deadline := time.Now().Add(roomPatience); ; {
-		now, err := j.room(ctx)
+		now, err := postgres.ReadRoom(ctx, j.pool)
 		if err != nil {
 			return err
 		}
-		if err = now.check(sessions(partitions, j.rebuild.Options), partitions); err == nil {
+		if err = enoughRoom(now, sessions(partitions, j.rebuild.Options), partitions); err == nil {
 			j.meter.wait("")
 			return nil
 		}

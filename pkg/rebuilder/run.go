@@ -32,7 +32,8 @@ func (r *Rebuilder) run(ctx context.Context, name string, options Options, watch
 	if err != nil {
 		return Rebuild{}, err
 	}
-	j := &job{Rebuilder: r, name: name, watch: watch, log: r.deps.Logger.With("projection", name)}
+	j := r.newJob(name, options.Rate)
+	j.watch = watch
 	if j.plan, err = r.compile(name); err != nil {
 		return Rebuild{}, err
 	}
@@ -143,7 +144,7 @@ func (j *job) begin(ctx context.Context, kind Kind, options Options) error {
 	}
 	j.rebuild.State, j.rebuild.Owner = Running, j.cfg.Owner
 	j.id, j.log = j.rebuild.ID, j.log.With("rebuild", j.rebuild.ID)
-	j.limiter.rate = float64(options.Rate)
+	j.limiter.rate = float64(options.Rate) // those of what was asked for
 	j.meter.greatest = j.rebuild.Progress
 	if j.rebuild.wish == "pause" {
 		j.limiter.pause()

@@ -78,7 +78,8 @@ func (r *Rebuilder) Verify(ctx context.Context, name string, number int, how Ver
 	if err != nil {
 		return nil, err
 	}
-	j := &job{Rebuilder: r, name: name, version: v, log: r.deps.Logger.With("projection", name), rebuild: Rebuild{Options: options}}
+	j := r.newJob(name, options.Rate)
+	j.version, j.rebuild.Options = v, options
 	if j.plan, err = r.plans.Plan(v); err != nil {
 		return nil, err
 	}
@@ -95,50 +96,64 @@ func (r *Rebuilder) Verify(ctx context.Context, name string, number int, how Ver
 	return report, nil
 }
 
-// verifyVersion makes all checks in one snapshot, so that rows and progress are
-// of one moment whoever feeds the version meanwhile.
+// verifyVersion makes all checks. Those that look at rows do so in one snapshot, so
+// that rows and progress are of one moment whoever feeds the version meanwhile; what
+// takes long at a low rate, folding the log, is done outside of it.
 func (j *job) verifyVersion(ctx context.Context, v readmodel.Version, how Verification) (*Report, error) {
-	report := &Report{Projection: v.Projection, Version: v.Number, At: time.Now().UTC()}
 	conn, err := j.connect(ctx, j.name)
 	if err != nil {
 		return nil, err
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
-	if _, err := conn.Exec(ctx, `set work_mem = '64MB'`); err != nil {
-		return nil, err
+	report, err := j.checks(ctx, conn, v, how)
+	for errors.Is(err, errDecided) {
+		j.log.Info("the log is folded anew", "err", err)
+		report, err = j.checks(ctx, conn, v, how)
 	}
-	err = pgx.BeginTxFunc(ctx, conn, pgx.TxOptions{IsoLevel: pgx.RepeatableRead}, func(tx pgx.Tx) error {
-		s := &snapshot{job: j, conn: conn, tx: tx, version: v}
-		if s.heads, err = heads(ctx, tx, v.Projection, v.Number); err != nil {
-			return err
-		}
-		checks := []func(context.Context) (Check, error){s.definition, s.coverage, s.parked}
-		if how == VerifySample {
-			checks = append(checks, s.sample)
-		} else {
-			checks = append(checks, s.full)
-		}
-		checks = append(checks, s.difference)
-		if how == VerifyDeterministic {
-			checks = append(checks, s.deterministic)
-		}
-		for _, check := range checks {
-			began := time.Now()
-			c, err := check(ctx)
-			if err != nil {
-				return err
-			}
-			if c.Name != "" {
-				report.add(c, began)
-			}
-		}
-		return nil
-	})
 	if err != nil {
 		return nil, fmt.Errorf("verifying %s version %d: %w", v.Projection, v.Number, err)
 	}
-	report.judge()
 	return report, nil
+}
+
+func (j *job) checks(ctx context.Context, conn *pgx.Conn, v readmodel.Version, how Verification) (*Report, error) {
+	report := &Report{Projection: v.Projection, Version: v.Number, At: time.Now().UTC(), OK: true}
+	s := &snapshot{job: j, conn: conn, version: v}
+	foldsAll, err := j.foldsAll(ctx, v, how)
+	if err != nil {
+		return nil, err
+	}
+	if foldsAll {
+		if s.folded, err = j.foldLog(ctx, conn, v); err != nil {
+			return nil, err
+		}
+	}
+	if err := j.stopAt("before snapshot"); err != nil {
+		return nil, err
+	}
+	if _, err := conn.Exec(ctx, `set work_mem = '64MB'`); err != nil {
+		return nil, err
+	}
+	if err := pgx.BeginTxFunc(ctx, conn, pgx.TxOptions{IsoLevel: pgx.RepeatableRead}, func(tx pgx.Tx) error {
+		s.tx = tx
+		return s.checks(ctx, report, how)
+	}); err != nil {
+		return nil, err
+	}
+	if how == VerifyDeterministic {
+		return report, report.make(ctx, j.deterministic)
+	}
+	return report, nil
+}
+
+// foldsAll tells whether the whole log is folded for a verification: shared rows
+// have no streams of their own that could be a sample.
+func (j *job) foldsAll(ctx context.Context, v readmodel.Version, how Verification) (bool, error) {
+	if how != VerifySample || !j.plan.Shared() {
+		return how != VerifySample, nil
+	}
+	now, err := heads(ctx, j.pool, v.Projection, v.Number)
+	return now.events() <= sampleBound || j.rebuild.Kind == Fields, err // whose parts were not compared
 }
 
 // snapshot is one version at one moment.
@@ -147,7 +162,30 @@ type snapshot struct {
 	conn    *pgx.Conn
 	tx      pgx.Tx
 	version readmodel.Version
-	heads   map[string]map[int]int64 // by category and slot
+	heads   positions
+	folded  *folded // nil unless the whole log was folded
+}
+
+// checks makes the checks that look at rows.
+func (s *snapshot) checks(ctx context.Context, report *Report, how Verification) (err error) {
+	if s.heads, err = heads(ctx, s.tx, s.version.Projection, s.version.Number); err != nil {
+		return err
+	}
+	if s.folded != nil {
+		if err := s.folded.holds(ctx, s.tx); err != nil {
+			return err
+		}
+	}
+	rows := s.sample
+	if how != VerifySample {
+		rows = s.full
+	}
+	for _, check := range []func(context.Context) (Check, error){s.definition, s.coverage, s.parked, rows, s.difference} {
+		if err := report.make(ctx, check); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // definition checks that the version was built by the deployed definition.

@@ -300,3 +300,9 @@ func countOf(row []byte) (int64, error) {
 	err := json.Unmarshal(row, &fields)
 	return fields.Events, err
 }
+
+func (w *world) text(sql string, args ...any) (text string) {
+	w.t.Helper()
+	require.NoError(w.t, w.pool.QueryRow(w.ctx, sql, args...).Scan(&text))
+	return text
+}

@@ -11,13 +11,14 @@ type rebuildPlanCommand struct {
 	Name   string `arg:"" help:"Projection."`
 	Source string `help:"Where the history would be read." enum:"topic,eventstore,auto" default:"topic"`
 	Rate   int    `help:"Most events read in a second." default:"0"`
+	Verify string `help:"What would be verified before it serves." enum:"sample,full,deterministic" default:"sample"`
 	Deep   bool   `help:"Read and fold the whole history: proves that it is whole, and counts."`
 }
 
 // Run prints the plan.
 func (p *rebuildPlanCommand) Run(ctx context.Context, s *Settings, c *RebuildCommands) error {
 	return c.with(ctx, s, func(r *rebuilder.Rebuilder) error {
-		plan, err := r.Plan(ctx, p.Name, rebuilder.Options{Source: rebuilder.Source(p.Source), Rate: p.Rate}, p.Deep)
+		plan, err := r.Plan(ctx, p.Name, rebuilder.Options{Source: rebuilder.Source(p.Source), Rate: p.Rate, Verify: rebuilder.Verification(p.Verify)}, p.Deep)
 		if err != nil {
 			return err
 		}
