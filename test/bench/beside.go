@@ -11,13 +11,10 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 
-	"github.com/refoldhq/refold/pkg/avro"
 	"github.com/refoldhq/refold/pkg/eventstore"
 	"github.com/refoldhq/refold/pkg/kafka"
 	"github.com/refoldhq/refold/pkg/projection"
 	"github.com/refoldhq/refold/pkg/rebuilder"
-	"github.com/refoldhq/refold/pkg/registry"
-	"github.com/refoldhq/refold/pkg/strictjson"
 )
 
 // benchBeside measures what live traffic notices of rebuilds: the lag of rows
@@ -72,7 +69,7 @@ func (p *platform) newLive(ctx context.Context, appended int) (*live, error) {
 	if err != nil {
 		return nil, err
 	}
-	loaded, err := avro.LoadContracts(os.DirFS(p.schemas))
+	users, err := p.users(ctx, pool)
 	if err != nil {
 		return nil, err
 	}
@@ -80,23 +77,16 @@ func (p *platform) newLive(ctx context.Context, appended int) (*live, error) {
 	if err != nil {
 		return nil, err
 	}
-	schemas := registry.New(pool)
-	ids, err := schemas.RegisterContracts(ctx, loaded, func(category string) string { return kafka.TopicName(p.prefix, category) })
-	if err != nil {
-		return nil, err
-	}
-	contract, _ := loaded.Category("User")
-	created, _ := contract.Type("UserCreated")
 	l := &live{p: p, pool: pool, store: eventstore.New(eventstore.Config{DatabaseURL: p.url}, p.bench.log, prometheus.NewRegistry())}
 	l.appended.Store(int64(appended))
-	if l.payload, err = created.Newest().EncodeJSON(avro.AppendFrame(nil, ids["User"]["UserCreated"]), strictjson.NewReader([]byte(`{"id":"x","email":"x@example.com","isActive":true}`))); err != nil {
+	if l.payload, err = users.encode("UserCreated", `{"id":"x","email":"x@example.com","isActive":true}`); err != nil {
 		return nil, err
 	}
-	if err := l.store.EnsureCategories(ctx, pool, []eventstore.CategorySpec{{Name: "User", Slots: contract.Slots, Partitions: contract.Partitions, Topic: kafka.TopicName(p.prefix, "User")}}); err != nil {
+	if err := l.store.EnsureCategories(ctx, pool, []eventstore.CategorySpec{{Name: "User", Slots: users.contract.Slots, Partitions: users.contract.Partitions, Topic: kafka.TopicName(p.prefix, "User")}}); err != nil {
 		return nil, err
 	}
 	l.rebuilds = rebuilder.New(rebuilder.Config{DatabaseURL: p.url, Kafka: kafka.Config{Brokers: p.bench.kafka.Brokers()}, Prefix: p.prefix},
-		rebuilder.Deps{Pool: pool, Schemas: schemas, Contracts: loaded, Definitions: definitions, Logger: p.bench.log})
+		rebuilder.Deps{Pool: pool, Schemas: users.registry, Contracts: users.contracts, Definitions: definitions, Logger: p.bench.log})
 	running, cancel := context.WithCancel(ctx)
 	done := make(chan struct{})
 	go func() {

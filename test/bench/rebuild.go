@@ -137,6 +137,38 @@ func (b *bench) promoteTime(ctx context.Context, p *platform, name string) error
 	return nil
 }
 
+// users is the category User of a platform, registered.
+type users struct {
+	registry  *registry.Registry
+	contracts *avro.Contracts
+	contract  *avro.CategoryContract
+	ids       map[string]int // of schemas, by type
+}
+
+func (p *platform) users(ctx context.Context, pool *pgxpool.Pool) (*users, error) {
+	u := &users{registry: registry.New(pool)}
+	var err error
+	if u.contracts, err = avro.LoadContracts(os.DirFS(p.schemas)); err != nil {
+		return nil, err
+	}
+	ids, err := u.registry.RegisterContracts(ctx, u.contracts, func(category string) string { return kafka.TopicName(p.prefix, category) })
+	if err != nil {
+		return nil, err
+	}
+	u.contract, _ = u.contracts.Category("User")
+	u.ids = ids["User"]
+	return u, nil
+}
+
+// encode returns an event's value as it lies in the log.
+func (u *users) encode(typ, body string) ([]byte, error) {
+	t, known := u.contract.Type(typ)
+	if !known {
+		return nil, fmt.Errorf("the contracts have no %s", typ)
+	}
+	return t.Newest().EncodeJSON(avro.AppendFrame(nil, u.ids[typ]), strictjson.NewReader([]byte(body)))
+}
+
 // rebuildHistory is a history that is written to the table and the topic
 // directly, as appends and the relay would leave it.
 type rebuildHistory struct{ events, perStream int }
@@ -147,18 +179,11 @@ func (h *rebuildHistory) write(ctx context.Context, b *bench, p *platform) error
 		return err
 	}
 	defer pool.Close()
-	loaded, err := avro.LoadContracts(os.DirFS(p.schemas))
+	users, err := p.users(ctx, pool)
 	if err != nil {
 		return err
 	}
-	topic := p.prefix + ".user"
-	ids, err := registry.New(pool).RegisterContracts(ctx, loaded, func(category string) string { return kafka.TopicName(p.prefix, category) })
-	if err != nil {
-		return err
-	}
-	contract, _ := loaded.Category("User")
-	created, _ := contract.Type("UserCreated")
-	loggedIn, _ := contract.Type("UserLoggedIn")
+	topic, contract := p.prefix+".user", users.contract
 	client, err := b.client(kgo.RecordPartitioner(kgo.ManualPartitioner()), kgo.ProducerBatchMaxBytes(900_000), kgo.MaxBufferedRecords(100_000))
 	if err != nil {
 		return err
@@ -167,7 +192,7 @@ func (h *rebuildHistory) write(ctx context.Context, b *bench, p *platform) error
 	if _, err := kafka.EnsureTopic(ctx, kadm.NewClient(client), topic, contract.Partitions); err != nil {
 		return err
 	}
-	login, err := loggedIn.Newest().EncodeJSON(avro.AppendFrame(nil, ids["User"]["UserLoggedIn"]), strictjson.NewReader([]byte(`{}`)))
+	login, err := users.encode("UserLoggedIn", `{}`)
 	if err != nil {
 		return err
 	}
@@ -180,7 +205,7 @@ func (h *rebuildHistory) write(ctx context.Context, b *bench, p *platform) error
 		if e.Version == 1 {
 			e.Type = "UserCreated"
 			body := fmt.Sprintf(`{"id":%q,"email":"%s@example.com","isActive":true}`, stream, stream)
-			if e.Value, err = created.Newest().EncodeJSON(avro.AppendFrame(nil, ids["User"]["UserCreated"]), strictjson.NewReader([]byte(body))); err != nil {
+			if e.Value, err = users.encode("UserCreated", body); err != nil {
 				return nil, err
 			}
 		}
