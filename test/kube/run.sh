@@ -289,7 +289,7 @@ deployment() { if [[ $1 == projector ]]; then echo refold-projector-users; else 
 stage_rebuild() {
 	stage "a rebuild from the CronJob under load: killed once, resumed, promoted, rolled back"
 	check "20000 accounts" fill fill 20000
-	check "the template is slowed down, so that there is time to kill it" upgrade --set 'rebuild.extraArgs={--rate=200}' --set rebuild.auto=false
+	check "the template is slowed down, so that there is time to kill it" upgrade --set 'rebuild.extraArgs={--rate=500}' --set rebuild.auto=false
 	version=$(served)
 	check "load" load_start rebuilding
 	check "kubectl create job --from=cronjob/refold-rebuild-rm-users r1" kc create job --from=cronjob/refold-rebuild-rm-users r1
@@ -298,7 +298,7 @@ stage_rebuild() {
 	check "the first one in rebuild status" rebuild_status
 	check "in its metrics" rebuild_metrics
 	check "the pod is killed" kill_job r1
-	check "another pod resumes, and the Job completes" job_ends r1 Complete 240
+	check "another pod resumes, and the Job completes" job_ends r1 Complete 400
 	check "it did resume" eval "kc logs -l job-name=r1 --tail=-1 | grep -F 'rebuild goes on'"
 	check "version $((version + 1)) serves" eval "[[ \$(served) == $((version + 1)) ]]"
 	check "rebuild rollback" kc exec deploy/refold-queries -- rebuild rollback rm_users
