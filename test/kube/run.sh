@@ -354,7 +354,7 @@ stage_definition() {
 		--set contracts.existing.events.User=user-events --set contracts.existing.projections=definitions
 	check "no rebuild is due, and events flow" contracts_hold frances
 	lab image acme/refold:1 "${programs[@]}" "$root/schemas/events=/contracts/events" "$work/users.yaml=/contracts/projections/users.yaml" -- -entrypoint /usr/local/bin/writer -env PATH=/usr/local/bin
-	check "the same in an image of one's own" upgrade --set image.repository=acme/refold --set image.tag=1 --set contracts.path=/contracts \
+	check "the same in an image of one's own" upgrade --set image.repository=acme/refold --set-string image.tag=1 --set contracts.path=/contracts \
 		--set contracts.existing.events=null --set contracts.existing.projections=null
 	check "no rebuild is due, and events flow" contracts_hold hedy
 	kc delete configmap user-events definitions >/dev/null
