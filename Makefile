@@ -92,7 +92,8 @@ chart:
 
 ## kube: prove the chart on the cluster that $$KUBE_LAB/kube.sh starts (ARGS names stages; all of them are kept in last-run.txt)
 kube:
-	@test/kube/run.sh $(ARGS) | tee $(if $(ARGS),/dev/null,test/kube/last-run.txt); exit $${PIPESTATUS[0]}
+	@mkdir -p .cache
+	@test/kube/run.sh $(ARGS) | tee .cache/kube.txt; status=$${PIPESTATUS[0]}; $(if $(ARGS),,cp .cache/kube.txt test/kube/last-run.txt;) exit $$status
 
 ## clean: remove what was built
 clean:

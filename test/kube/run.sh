@@ -297,9 +297,10 @@ stage_rebuild() {
 	check "a second Job fails fast, with exit code 4" second_job
 	check "the first one in rebuild status" rebuild_status
 	check "in its metrics" rebuild_metrics
+	check "half of it is done" eventually 120 eval "done_by r1 | tail -1 | jq -e 'select(.done * 2 > .total)'"
 	check "the pod is killed" kill_job r1
-	check "another pod resumes, and the Job completes" job_ends r1 Complete 400
-	check "it did resume" eval "kc logs -l job-name=r1 --tail=-1 | grep -F 'rebuild goes on'"
+	check "another pod takes over, and the Job completes" job_ends r1 Complete 400
+	check "it went on where the killed one was" resumed r1
 	check "version $((version + 1)) serves" eval "[[ \$(served) == $((version + 1)) ]]"
 	check "rebuild rollback" kc exec deploy/refold-queries -- rebuild rollback rm_users
 	check "version $version serves" eval "eventually 30 eval '[[ \$(served) == $version ]]'"
@@ -326,6 +327,18 @@ second_job() {
 	job_ends r2 Failed 60
 	kc get pods -l job-name=r2 -o jsonpath='{.items[0].status.containerStatuses[0].state.terminated.exitCode}' | grep -x 4 >/dev/null
 	kc logs job/r2 | grep -v '^{' | sed -n 1p
+}
+done_by() { kc logs "${2-job/$1}" | jq -Rc 'fromjson? | .progress // empty | {done, total}'; } # JOB [POD]
+resumed() { # JOB: of two pods the second neither began the load nor counted from zero
+	local killed next last first
+	killed=$(kc get pods -l "job-name=$1" --field-selector=status.phase=Failed -o jsonpath='{.items[0].metadata.name}')
+	next=$(kc get pods -l "job-name=$1" --field-selector=status.phase=Succeeded -o jsonpath='{.items[0].metadata.name}')
+	kc logs "$killed" | grep -F 'rebuild goes on' | grep -F '"step":"load"' >/dev/null
+	! kc logs "$next" | grep -F 'rebuild goes on' | grep -F '"step":"load"' || return 1
+	last=$(done_by "$1" "$killed" | tail -n 1)
+	first=$(done_by "$1" "$next" | sed -n 1p)
+	say "the killed pod last said $last, the next one first $first"
+	jq -ne --argjson last "$last" --argjson first "$first" '$first.done >= $last.done' >/dev/null
 }
 kill_job() { kill_container "$(kc get pods -l "job-name=$1" --field-selector=status.phase=Running -o jsonpath='{.items[0].metadata.name}')"; }
 job_ends() { # JOB CONDITION SECONDS: a Job that ends otherwise is not waited for
@@ -406,11 +419,19 @@ stage_hpa() {
 	check "autoscaling on" upgrade --set writer.autoscaling.enabled=true --set writer.autoscaling.targetCPU=25 --set writer.autoscaling.maxReplicas=3
 	check "load" load_start scaling -streams 24 -pause 1ms
 	check "more pods" eventually 120 eval "[[ \$(kc get deployment refold-writer -o jsonpath='{.status.readyReplicas}') -gt 2 ]] && kc get hpa refold-writer --no-headers"
+	check "an upgrade leaves the number alone" number_left
 	check "nothing failed, nothing doubled" load_end scaling
 	load_forget scaling
 	check "fewer again" eventually 180 eval "[[ \$(kc get deployment refold-writer -o jsonpath='{.status.replicas}') == 2 ]] && kc get hpa refold-writer --no-headers"
-	check "an upgrade leaves the number alone" upgrade --set writer.podAnnotations.again=yes
 	check "autoscaling off" upgrade --set writer.autoscaling.enabled=false
+}
+number_left() { # what the HorizontalPodAutoscaler decided stays when Helm rolls the pods
+	local before after
+	before=$(kc get deployment refold-writer -o jsonpath='{.spec.replicas}')
+	quietly upgrade --set writer.podAnnotations.again=yes
+	after=$(kc get deployment refold-writer -o jsonpath='{.spec.replicas}')
+	say "$before pods before, $after after"
+	[[ $before -gt 2 && $after == "$before" ]]
 }
 
 stage_lag() {
