@@ -297,7 +297,7 @@ stage_rebuild() {
 	check "a second Job fails fast, with exit code 4" second_job
 	check "the first one in rebuild status" rebuild_status
 	check "in its metrics" rebuild_metrics
-	check "half of it is done" eventually 120 eval "done_by r1 | tail -1 | jq -e 'select(.done * 2 > .total)'"
+	check "half of it is done" eventually 120 eval "done_by r1 | tail -1 | jq -ce 'select(.done * 2 > .total)'"
 	check "the pod is killed" kill_job r1
 	check "another pod takes over, and the Job completes" job_ends r1 Complete 400
 	check "it went on where the killed one was" resumed r1
@@ -470,15 +470,21 @@ stage_keda() {
 	check "autoscaling on, for a projector with little CPU" upgrade --set projectors.users.autoscaling.enabled=true --set projectors.users.autoscaling.maxReplicas=3 \
 		--set projectors.users.autoscaling.lagThreshold=6000 --set projectors.users.resources.requests.cpu=10m --set projectors.users.resources.limits.cpu=20m
 	check "KEDA takes the ScaledObject" kc wait --for=condition=Ready scaledobject/refold-projector-users --timeout=90s
-	check "no lag, one pod" eventually 180 eval "[[ \$(kc get deployment refold-projector-users -o jsonpath='{.status.replicas}') == 1 ]]"
-	check "a history is appended" fill scaled 20000
+	check "no lag, one pod" eventually 180 projectors 1
+	check "a history is appended" fill scaled 200000
 	check "KEDA reads a lag" eventually 60 eval "keda_lag | grep -vx 0"
-	check "more pods" eventually 180 eval "[[ \$(kc get deployment refold-projector-users -o jsonpath='{.status.replicas}') -gt 1 ]] && kc get hpa keda-hpa-refold-projector-users --no-headers"
+	check "three pods" eventually 180 projectors 3
 	check "with their CPU back they catch up" upgrade --set projectors.users.resources.limits.cpu=null
 	check "no lag" eventually 180 eval "[[ \$(lag) == '0 0' ]]"
-	check "one pod again" eventually 300 eval "[[ \$(kc get deployment refold-projector-users -o jsonpath='{.status.replicas}') == 1 ]]"
+	check "one pod again" eventually 420 projectors 1
 	check "autoscaling off" upgrade --set projectors.users.autoscaling.enabled=false
 	check "KEDA is gone" keda_remove
+}
+projectors() { # COUNT: so many are wanted, and ready
+	local now
+	now=$(kc get deployment refold-projector-users -o json | jq -r '"\(.spec.replicas) wanted, \(.status.replicas) there, \(.status.readyReplicas // 0) ready"')
+	say "$now; $(kc get hpa keda-hpa-refold-projector-users --no-headers)"
+	[[ $now == "$1 wanted, $1 there, $1 ready" ]]
 }
 
 stage_secure() {
