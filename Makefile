@@ -24,7 +24,7 @@ PARALLEL   ?= 2
 TEST_FLAGS ?= -count=1 -timeout=20m
 
 .DEFAULT_GOAL := build
-.PHONY: build run test suites check generate lint bench torture chart kube clean
+.PHONY: build run test suites check generate lint bench torture rounds chart kube clean
 
 ## build: compile the programs into bin/
 build:
@@ -85,6 +85,11 @@ bench:
 DURATION ?= 10m
 torture:
 	REFOLD_TORTURE=$(DURATION) REFOLD_BROKERS=3 REFOLD_STOPS=100 go test -count=1 -timeout=0 -v ./test/torture/ $(ARGS)
+
+## rounds: append and read with the token ROUNDS times on two replicas, while partitions move and versions flip
+ROUNDS ?= 10000
+rounds:
+	REFOLD_ROUNDS=$(ROUNDS) go test -count=1 -timeout=0 -v -run TestReadYourWritesOnTwoReplicas ./pkg/query
 
 ## chart: make the chart's README and schema from its values, and its golden renders
 chart:

@@ -6,10 +6,14 @@ import (
 	"net/http"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
 
+	"github.com/refoldhq/refold/pkg/engine"
+	"github.com/refoldhq/refold/pkg/event"
+	"github.com/refoldhq/refold/pkg/eventstore"
 	"github.com/refoldhq/refold/pkg/readmodel"
 )
 
@@ -52,9 +56,14 @@ type explained struct {
 	Differences    []string
 }
 
-func (r *replica) explain(key string) (e explained) {
+func (r *replica) explain(key string) explained {
 	r.t.Helper()
-	a := r.get(items + "/" + key + "/explain")
+	return r.explainIn(items, key)
+}
+
+func (r *replica) explainIn(model, key string) (e explained) {
+	r.t.Helper()
+	a := r.get(model + "/" + key + "/explain")
 	require.Equal(r.t, http.StatusOK, a.status, a.body)
 	require.NoError(r.t, json.Unmarshal([]byte(a.body), &e))
 	return e
@@ -120,6 +129,54 @@ func TestASkippedEventIsExplained(t *testing.T) {
 	require.Equal(t, []string{"applied", "skipped", "applied"}, e.outcomes())
 	require.Equal(t, "it was damaged", e.Events[1].Reason)
 	require.True(t, e.Equal, "%+v", e)
+}
+
+// A shared row lacks the events that wait behind one of their stream that cannot be
+// applied, wherever the order of the fold has them, until that one is skipped.
+func TestASharedRowIsExplainedWithoutWhatWaits(t *testing.T) {
+	const model = "/v1/read-models/colors"
+	p := startPlatform(t, "projection: colors\ncategory: Item\nkey: color\nfields:\n  color: {key: true}\n  sum: {add: [ItemSet.n]}\n")
+	p.member("host")
+	eventually(t, "it serves", func() bool {
+		_, err := readmodel.NewCatalogue(p.pool).Active(ctx, "colors")
+		return err == nil
+	})
+	r := p.replica()
+	add := func(key string, value []byte, at event.Time) string {
+		done, err := p.store.Append(ctx, &eventstore.Request{Appends: []eventstore.Append{{Category: "Item", Stream: key, Events: []eventstore.NewEvent{{Type: "ItemSet", Value: value, Time: &at}}}}})
+		require.NoError(t, err)
+		return done.Token().String()
+	}
+	red := func(n int) []byte {
+		value, err := p.encode["ItemSet"](row(fmt.Sprintf(`{"n": %d, "color": "RED"}`, n)))
+		require.NoError(t, err)
+		return value
+	}
+	now := event.TimeOf(time.Now())
+	add("a", red(1), now)
+	add("b", red(10), now)
+	add("b", []byte("damaged"), now)
+	add("b", red(100), now-1) // happened before it
+	add("b", red(1000), now+1)
+	token := add("a", red(2), now+2)
+	parked := engine.NewParked(p.pool)
+	eventually(t, "what is damaged is parked", func() bool {
+		list, _, err := parked.List(ctx, "colors", nil, 10)
+		return err == nil && len(list) == 1 && list[0].Events == 3
+	})
+	require.Equal(t, http.StatusOK, r.get(model+"/RED", "Refold-Token", token, "Refold-Wait", "30s").status)
+	e := r.explainIn(model, "RED")
+	require.EqualValues(t, 13, e.Stored["sum"])
+	require.True(t, e.Equal, "%+v", e)
+	require.Equal(t, []string{"parked", "applied", "applied", "parked", "applied"}, e.outcomes())
+	require.Equal(t, "it waits behind version 2 of its stream", e.Events[0].Reason)
+
+	_, err := parked.Request(ctx, "colors", "Item", "b", "skip", "it was damaged")
+	require.NoError(t, err)
+	eventually(t, "it is skipped", func() bool { return contains(r.get(model+"/RED").body, "1113") })
+	e = r.explainIn(model, "RED")
+	require.True(t, e.Equal, "%+v", e)
+	require.Equal(t, []string{"applied", "applied", "applied", "applied", "applied"}, e.outcomes())
 }
 
 // While new fields are filled, rows that only their events make are there or not

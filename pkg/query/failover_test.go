@@ -15,11 +15,10 @@ import (
 	"github.com/refoldhq/refold/pkg/readmodel"
 )
 
-// A standby is promoted that has not replayed the last events. What answers have
-// said and appends have promised of these is never answered as a success any more,
-// although other events come to stand at their seqs; everything that was there
-// before is.
-func TestAFailoverThatLosesTheTail(t *testing.T) {
+// setupPair is setup on a primary and its standby. The function that it returns
+// marks a moment, and what that one returns fails over to how things were then.
+func setupPair(t *testing.T) (w *world, mark func() (failOver func())) {
+	t.Helper()
 	primary, err := devstack.StartPostgres(ctx, devstack.PostgresConfig{})
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, primary.Close()) })
@@ -30,8 +29,27 @@ func TestAFailoverThatLosesTheTail(t *testing.T) {
 	require.NoError(t, err)
 	t.Cleanup(pool.Close)
 	require.NoError(t, postgres.Migrate(ctx, pool))
-	w := newWorldIn(t, pool)
+	w = newWorldIn(t, pool)
 	w.create()
+	return w, func() func() {
+		seqs, offsets := maps.Clone(w.seqs), maps.Clone(w.offsets)
+		require.NoError(t, standby.CatchUp(ctx))
+		require.NoError(t, standby.PauseReplay(ctx))
+		return func() {
+			require.NoError(t, primary.Stop("immediate"))
+			require.NoError(t, standby.Promote(ctx))
+			pool.Reset()
+			w.seqs, w.offsets = seqs, offsets
+		}
+	}
+}
+
+// A standby is promoted that has not replayed the last events. What answers have
+// said and appends have promised of these is never answered as a success any more,
+// although other events come to stand at their seqs; everything that was there
+// before is.
+func TestAFailoverThatLosesTheTail(t *testing.T) {
+	w, failOver := setupPair(t)
 	r := w.replica()
 	token := func(path string) string {
 		a := r.get(path)
@@ -52,9 +70,7 @@ func TestAFailoverThatLosesTheTail(t *testing.T) {
 	before := w.set("a", row(`{"n": 1}`)).String()
 	w.set("b", row(`{"n": 1}`))
 	readBefore, listBefore := token(byKey), token(list)
-	seqs, offsets := maps.Clone(w.seqs), maps.Clone(w.offsets)
-	require.NoError(t, standby.CatchUp(ctx))
-	require.NoError(t, standby.PauseReplay(ctx))
+	lose := failOver()
 
 	appended := w.set("a", row(`{"n": 2}`)).String()
 	w.warm(r, byKey, "a", 2)
@@ -64,10 +80,7 @@ func TestAFailoverThatLosesTheTail(t *testing.T) {
 	require.Equal(t, http.StatusOK, a.status, a.body)
 	f := &follower{t: t, path: items + "/changes", rows: map[string]map[string]any{}}
 	f.follow(r, func() bool { return f.lastID != "" })
-	require.NoError(t, primary.Stop("immediate"))
-	require.NoError(t, standby.Promote(ctx))
-	pool.Reset()
-	w.seqs, w.offsets = seqs, offsets
+	lose()
 
 	began := time.Now()
 	eventually(t, "what was kept falls", func() bool { a := r.get(byKey); return a.status == http.StatusOK && contains(a.body, has(1)) })
@@ -109,10 +122,75 @@ func TestAFailoverThatLosesTheTail(t *testing.T) {
 
 	// A version that has come along the lost tail, out of a topic that still has it.
 	stray := w.set("a", row(`{"n": 6}`))
-	_, err = pool.Exec(ctx, `update refold.progress set last_ids[array_position(slots, $1::smallint)] = $2 where $1 = any(slots)`, stray[0].Slot, [16]byte(event.NewID()))
+	_, err := w.pool.Exec(ctx, `update refold.progress set last_ids[array_position(slots, $1::smallint)] = $2 where $1 = any(slots)`, stray[0].Slot, [16]byte(event.NewID()))
 	require.NoError(t, err)
 	lost("the token of what the version has not applied", byKey, stray.String())
 	lost("the token of what it has applied, on a version that strays since", byKey, w.forged(stray, fresh))
+}
+
+// Followers who were told of what a failover has lost, of events and of requests
+// about parked streams, go on behind it: they are told that any row may differ, and
+// of all that comes in the place of what was lost. Some listen throughout, some
+// come back at once, some when other events stand there.
+func TestFollowersOfALostTailGoOn(t *testing.T) {
+	w, mark := setupPair(t)
+	r := w.replica()
+	w.set("a", row(`{"n": 1}`))
+	w.set("b", row(`{"n": 1}`))
+	lose := mark()
+	w.set("a", row(`{"n": 2}`))
+	w.set("a", row(`{"n": 3}`))
+	w.answer("b", 2)
+	_, err := w.pool.Exec(ctx, `insert into refold.row_request (projection, category, slot, stream, action, reason) values ('items', 'Item', 0, 'other', 'retry', 'open')`)
+	require.NoError(t, err) // so all before it are known to be done
+	follow := func(lastID string) *follower {
+		return &follower{t: t, path: items + "/changes", rows: map[string]map[string]any{}, lastID: lastID}
+	}
+	id := ""
+	eventually(t, "an id says that the request was carried out", func() bool {
+		f := follow("")
+		f.follow(r, func() bool { return f.lastID != "" })
+		id = f.lastID
+		f = follow(id)
+		w.set("c", row(`{"n": 1}`))
+		f.follow(r, func() bool { return f.rows["c"] != nil })
+		return f.told == 1
+	})
+	through := follow("")
+	listening, ended := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(ended)
+		through.follow(r, func() bool {
+			if through.lastID != "" {
+				select {
+				case <-listening:
+				default:
+					close(listening)
+				}
+			}
+			return len(through.versions) > 0 && through.is("a", 4) && through.is("b", 5)
+		})
+	}()
+	<-listening
+	lose()
+
+	back := follow(id)
+	eventually(t, "the database is there", func() bool { return r.get(items+"/b").status == http.StatusOK })
+	back.follow(r, func() bool { return len(back.versions) > 0 })
+	late := follow(id)
+	w.set("a", row(`{"n": 4}`)) // at the place of what was lost
+	w.answer("b", 5)            // by the id of a request that was lost
+	for _, f := range []*follower{back, late} {
+		f.follow(r, func() bool { return len(f.versions) > 0 && f.is("b", 5) && (f.is("a", 4) || f == late) })
+		require.Equal(t, []int{1}, f.versions)
+	}
+	<-ended
+	require.Equal(t, []int{1}, through.versions)
+}
+
+// is tells whether the last that was told of a row is a number.
+func (f *follower) is(key string, n int) bool {
+	return f.rows[key] != nil && f.rows[key]["n"] == float64(n)
 }
 
 // forged returns the token of an append as somebody has it who has not read yet:

@@ -20,8 +20,8 @@ import (
 	"github.com/refoldhq/refold/pkg/readmodel"
 )
 
-// rounds is how often TestReadYourWrites appends and reads: REFOLD_ROUNDS, 500
-// unless set.
+// rounds is how often TestReadYourWritesOnTwoReplicasThroughRebalancesAndFlips
+// appends and reads: REFOLD_ROUNDS, 500 unless set.
 func rounds() int64 {
 	if n, err := strconv.ParseInt(os.Getenv("REFOLD_ROUNDS"), 10, 64); err == nil {
 		return n
@@ -40,29 +40,33 @@ func TestReadYourWritesOnTwoReplicasThroughRebalancesAndFlips(t *testing.T) {
 	p.rebuild()
 	endStorm := p.storm()
 	endFlips := p.flips(200*time.Millisecond, nil)
-	var done atomic.Int64
+	var begun, done, stale, failed atomic.Int64
+	read := func(r *replica, n int, path, token string) (contained string) {
+		a := r.get(path, "Refold-Token", token, "Refold-Wait", "30s")
+		switch {
+		case a.status != http.StatusOK:
+			failed.Add(1)
+			t.Errorf("%s in round %d: %d %s", path, n, a.status, a.body)
+		case !contains(a.body, has(n)):
+			stale.Add(1)
+			t.Errorf("%s in round %d is stale: %s", path, n, a.body)
+		}
+		return a.header.Get("Refold-Token")
+	}
 	var all sync.WaitGroup
 	for worker := range min(256, rounds()/8) { // many, as each waits for the engines now and then
 		all.Go(func() {
 			key := fmt.Sprintf("w%d", worker)
-			for n := 1; done.Add(1) <= rounds(); n++ {
-				token := p.put(key, n).String()
-				a := replicas[n%2].get(items+"/"+key, "Refold-Token", token, "Refold-Wait", "30s")
-				if a.status != http.StatusOK || !contains(a.body, has(n)) {
-					t.Errorf("round %d of %s: %d %s", n, key, a.status, a.body)
-					return
-				}
+			for n := 1; begun.Add(1) <= rounds() && !t.Failed(); n++ {
+				contained := read(replicas[n%2], n, items+"/"+key, p.put(key, n).String())
 				// The answer's token takes the session along, to another replica and a list.
-				b := replicas[(n+1)%2].get(items+"?key=eq."+key, "Refold-Token", a.header.Get("Refold-Token"), "Refold-Wait", "30s")
-				if b.status != http.StatusOK || !contains(b.body, has(n)) {
-					t.Errorf("round %d of %s, list: %d %s", n, key, b.status, b.body)
-					return
-				}
+				read(replicas[(n+1)%2], n, items+"?key=eq."+key, contained)
+				done.Add(1)
 			}
 		})
 	}
 	all.Wait()
-	t.Logf("%d flips, %d rebalances", endFlips(), 2*endStorm())
+	t.Logf("%d rounds of two reads: %d stale answers, %d errors; %d flips, %d rebalances", done.Load(), stale.Load(), failed.Load(), endFlips(), 2*endStorm())
 }
 
 // flips has the two newest versions serve in turn until end is called, which

@@ -257,7 +257,7 @@ func (r *Reader) judge(m *Model, of *snapshot, pinned bool, from Answer, fresh F
 // from says where an answer comes from. It contains all that the version had
 // applied when it was read, and what that was is known since the last look.
 func (r *Reader) from(m *Model, of *snapshot, fresh Fresh) Answer {
-	from := Answer{Version: m.Version, progress: of.progress, requests: of.requests, asked: fresh.Token, byStream: !m.Plan.Shared()}
+	from := Answer{Version: m.Version, progress: of.progress, requests: of.requests.in(of.progress.branch), asked: fresh.Token, byStream: !m.Plan.Shared()}
 	if behind, at, known := r.watcher.lag(m.id); known {
 		if of.at.Before(at) {
 			at = of.at

@@ -138,10 +138,11 @@ func (x *Explainer) explain(ctx context.Context, m *Model, plan *projection.Plan
 	if err := plan.Foldable(); err != nil {
 		return nil, badQuery("key", "the row cannot be explained here: %v", err)
 	}
-	f := &rowFold{schemas: x.schemas, offered: m.Plan, plan: plan, folder: plan.NewFolder(), row: plan.NewRow(), key: key, parked: make(map[string]bool)}
-	events, err := x.concerning(ctx, f, to)
-	if err == nil {
-		f.skipped, err = x.skipped(ctx, m.Version)
+	f := &rowFold{schemas: x.schemas, offered: m.Plan, plan: plan, folder: plan.NewFolder(), row: plan.NewRow(), key: key, parked: make(map[string]int64)}
+	var events []event.Event
+	var err error
+	if f.skipped, err = x.skipped(ctx, m.Version); err == nil {
+		events, err = x.concerning(ctx, f, to)
 	}
 	if err != nil {
 		return nil, classify(err)
@@ -192,7 +193,8 @@ func (x *Explainer) concerning(ctx context.Context, f *rowFold, to *Progress) (a
 	return all, nil
 }
 
-// concerningShared has to look at every event, as any may concern the row.
+// concerningShared has to look at every event, as any may concern the row, or be
+// what keeps the later ones of its stream from it.
 func concerningShared(ctx context.Context, f *rowFold, d *deriver, to *Progress) (all []event.Event, err error) {
 	at := to.clone()
 	for i := range at.categories {

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"slices"
 
 	"github.com/refoldhq/refold/pkg/avro"
@@ -22,7 +23,7 @@ type rowFold struct {
 	row     *projection.Row
 	key     string
 	skipped map[event.ID]string        // why
-	parked  map[string]bool            // streams
+	parked  map[string]int64           // by stream, the version of the event that keeps it waiting
 	shown   map[string]json.RawMessage // the members of row
 }
 
@@ -49,9 +50,30 @@ func (f *rowFold) begin(ctx context.Context, e *event.Event) (outcome projection
 	return outcome, "", nil
 }
 
+// concerns tells whether an event concerns a shared row. One that cannot be applied
+// does not, as it does not say which rows it is of, but its stream is parked at it:
+// streams are to be shown in their order, which the order of the fold need not be.
 func (f *rowFold) concerns(ctx context.Context, e *event.Event) (bool, error) {
 	outcome, reason, err := f.begin(ctx, e)
-	return err == nil && reason == "" && outcome == projection.Applies && f.find(), err
+	if err != nil {
+		return false, err
+	}
+	if reason != "" {
+		if _, skipped := f.skipped[e.ID]; !skipped {
+			f.park(e)
+		}
+		return false, nil
+	}
+	return outcome == projection.Applies && f.find(), nil
+}
+
+func streamOf(e *event.Event) string { return e.Category + "/" + e.Stream }
+
+// park has the later events of a stream wait.
+func (f *rowFold) park(e *event.Event) {
+	if _, parked := f.parked[streamOf(e)]; !parked {
+		f.parked[streamOf(e)] = e.Version
+	}
 }
 
 // find makes the row's key the folder's present one, and tells whether it is one of
@@ -68,14 +90,14 @@ func (f *rowFold) find() bool {
 // apply folds one event and tells what it did; nil for one that does not concern
 // the row.
 func (f *rowFold) apply(ctx context.Context, e *event.Event) (*ExplainedEvent, error) {
-	done := &ExplainedEvent{Position: e.Position().String(), Stream: e.Category + "/" + e.Stream, ID: e.ID.String(), Type: e.Type, Version: e.Version,
+	done := &ExplainedEvent{Position: e.Position().String(), Stream: streamOf(e), ID: e.ID.String(), Type: e.Type, Version: e.Version,
 		Time: e.Time, Recorded: e.Recorded, Outcome: "applied", Changes: map[string]FieldChange{}}
 	if reason, skipped := f.skipped[e.ID]; skipped {
 		done.Outcome, done.Reason = "skipped", reason
 		return done, nil
 	}
-	if f.parked[done.Stream] {
-		done.Outcome, done.Reason = "parked", "it waits behind another event of its stream"
+	if at, parked := f.parked[done.Stream]; parked && e.Version > at {
+		done.Outcome, done.Reason = "parked", fmt.Sprintf("it waits behind version %d of its stream", at)
 		return done, nil
 	}
 	outcome, reason, err := f.begin(ctx, e)
@@ -94,7 +116,7 @@ func (f *rowFold) apply(ctx context.Context, e *event.Event) (*ExplainedEvent, e
 		}
 	}
 	if reason != "" {
-		f.parked[done.Stream] = true
+		f.park(e)
 		done.Outcome, done.Reason = "parked", reason
 		return done, nil
 	}

@@ -76,7 +76,7 @@ func (f *Feeds) Subscribe(ctx context.Context, name, after string, where Conditi
 		if j.at, err = parseStanding(after); err != nil {
 			return nil, err
 		}
-		events, err := j.at.progress.distance(now.progress)
+		events, err := j.at.movedTo(now).progress.distance(now.progress)
 		if err != nil {
 			return nil, err
 		}
@@ -96,7 +96,7 @@ func (f *Feeds) standing(ctx context.Context, name string) (*Model, standing, er
 		}
 		_, of, err := m.getter.read(ctx, nil, nil)
 		if err == nil && of.serves(m) {
-			return m, standingAt(m.Version, of.requests, of.progress), nil
+			return m, standingAt(m.Version, of.requests.in(of.progress.branch), of.progress), nil
 		}
 		f.reader.models.forget(m)
 		if err != nil && !isGone(err) || attempt == maxFlips {
@@ -291,8 +291,9 @@ func (f *feed) follow(ctx context.Context) error {
 	}
 	f.model = m
 	to := now.progress
-	if !f.at.isOf(m.Version, to.branch) {
-		f.at = f.at.movedTo(m.Version, to.branch)
+	if !f.at.isOf(now) {
+		f.at = f.at.movedTo(now)
+		clear(f.told) // a failover gives the ids of requests that it has lost again
 		f.flip()
 	}
 	if _, err := f.at.progress.distance(to); err != nil {
@@ -324,7 +325,7 @@ func (f *feed) flip() {
 // to the low-water mark that is read first are in the statement that follows.
 func (f *feed) followRequests(ctx context.Context) error {
 	f.asked = time.Now()
-	done := max(f.at.requests, f.feeds.reader.watcher.validity.requests.Load())
+	done := max(f.at.requests, f.feeds.reader.watcher.validity.requests.Load().in(f.at.progress.branch))
 	changes, err := f.deriver.answered(ctx, f.feeds.pool, f.model, f.at, f.told)
 	switch {
 	case errors.Is(err, errTooManyAnswered):

@@ -23,6 +23,7 @@ func (f *feed) admit(ctx context.Context, j *joiner) {
 		f.enlist(s)
 		return
 	}
+	j.meet(f.model, f.at)
 	events, err := j.at.progress.distance(f.at.progress)
 	if err != nil {
 		s.end(err)
@@ -42,7 +43,6 @@ func (f *feed) admit(ctx context.Context, j *joiner) {
 
 // bringUp tells a joiner what the others were told.
 func (f *feed) bringUp(ctx context.Context, j *joiner) error {
-	j.meet(f.model, f.at.progress.branch)
 	for !j.at.progress.reaches(f.at.progress) {
 		if err := j.step(ctx, f.deriver, f.model, f.at.progress); err != nil {
 			return err
@@ -71,7 +71,6 @@ func (f *feed) enlist(s *Subscriber) {
 func (f *feed) catchUp(ctx context.Context, j *joiner, m *Model, to standing) {
 	s, d := j.subscriber, f.feeds.deriver()
 	err := d.prepare(ctx, f.feeds.pool)
-	j.meet(m, to.progress.branch)
 	for err == nil {
 		if events, _ := j.at.progress.distance(to.progress); events <= nearby {
 			err = f.feeds.join(f.name, j, to)
@@ -89,9 +88,9 @@ func (f *feed) catchUp(ctx context.Context, j *joiner, m *Model, to standing) {
 
 // meet tells a joiner that another version answers than where it stands, or that
 // the database has come back from a failover, if so.
-func (j *joiner) meet(m *Model, branch uint32) {
-	if !j.at.isOf(m.Version, branch) {
-		j.at = j.at.movedTo(m.Version, branch)
+func (j *joiner) meet(m *Model, now standing) {
+	if !j.at.isOf(now) {
+		j.at = j.at.movedTo(now)
 		j.subscriber.tell(flipped(m, j.at))
 	}
 }

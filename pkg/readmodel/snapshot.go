@@ -19,7 +19,7 @@ type snapshot struct {
 	parked   []event.Position            // of the marks that were asked about
 	log      map[event.Position]logPlace // likewise
 	begun    uint64                      // the clock of validity before the statement
-	requests int64                       // that were carried out before the statement, see [standing]
+	requests *carriedOut                 // before the statement, see [standing]
 	at       time.Time                   // before the statement
 }
 

@@ -21,24 +21,32 @@ func standingAt(v Version, requests int64, p *Progress) standing {
 	return standing{version: v.Number, plan: crc32.ChecksumIEEE([]byte(v.PlanHash)), requests: requests, progress: p}
 }
 
-// isOf tells whether the rows that were told were made by a version's plan, from
-// the branch of the log that there is now.
-func (s standing) isOf(v Version, branch uint32) bool {
-	return s.version == v.Number && s.plan == crc32.ChecksumIEEE([]byte(v.PlanHash)) && s.progress.branch == branch
+// isOf tells whether the rows that were told were made by the plan and from the
+// branch of the log of another standing.
+func (s standing) isOf(now standing) bool {
+	return s.version == now.version && s.plan == now.plan && s.progress.branch == now.progress.branch
 }
 
-// movedTo returns the standing of a version's plan in a branch at the same seqs.
-// Which events stood at them in the former branch says nothing any more.
-func (s standing) movedTo(v Version, branch uint32) standing {
-	p := s.progress
-	if p.branch != branch {
+// movedTo returns the standing at the same places by the plan and in the branch of
+// another. What a failover has lost is not in that branch: of it, the standing is
+// where the other is, so that what comes in its place is told. Which events stood
+// at the seqs in the former branch says nothing any more.
+func (s standing) movedTo(to standing) standing {
+	p, requests := s.progress, s.requests
+	if p.branch != to.progress.branch {
+		requests = min(requests, to.requests)
 		p = p.clone()
-		p.branch = branch
+		p.branch = to.progress.branch
 		for i := range p.categories {
-			clear(p.categories[i].events)
+			c := &p.categories[i]
+			clear(c.events)
+			for slot := range c.seqs {
+				reached, _ := to.progress.Seq(c.name, slot)
+				c.seqs[slot] = min(c.seqs[slot], reached)
+			}
 		}
 	}
-	return standingAt(v, s.requests, p)
+	return standing{version: to.version, plan: to.plan, requests: requests, progress: p}
 }
 
 // ErrChangeID says that an id is none that was given.

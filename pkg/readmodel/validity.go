@@ -20,10 +20,26 @@ type validity struct {
 
 	branch   atomic.Uint32 // of the server that is listened to, 0 while none is
 	proofs   *proofs
-	requests atomic.Int64 // up to which requests about parked streams were carried out, as a look found
+	requests atomic.Pointer[carriedOut]
 
 	mu       sync.RWMutex
 	versions map[versionID]*stamps
+}
+
+// carriedOut is the id up to which requests about parked streams were carried out,
+// as a look found in a branch.
+type carriedOut struct {
+	upTo   int64
+	branch uint32
+}
+
+// in returns the id, or 0 when it is of another branch, in which the same ids may
+// be of other requests.
+func (c *carriedOut) in(branch uint32) int64 {
+	if c == nil || c.branch != branch {
+		return 0
+	}
+	return c.upTo
 }
 
 type versionID struct {

@@ -327,7 +327,7 @@ func (w *Watcher) inspect(ctx context.Context, conn *pgx.Conn) error {
 	if err != nil {
 		return fmt.Errorf("looking at progress: %w", err)
 	}
-	w.validity.requests.Store(requests)
+	w.validity.requests.Store(&carriedOut{requests, branchOf(branch)})
 	w.validity.branch.Store(branchOf(branch))
 	w.compare(began, positions, active)
 	return nil
