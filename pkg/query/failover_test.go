@@ -153,8 +153,13 @@ func TestFollowersOfALostTailGoOn(t *testing.T) {
 		id = f.lastID
 		f = follow(id)
 		w.set("c", row(`{"n": 1}`))
-		f.follow(r, func() bool { return f.rows["c"] != nil })
-		return f.told == 1
+		f.follow(r, func() bool {
+			if f.rows["c"] != nil && f.rows["d"] == nil { // what came of requests is told before d
+				w.set("d", row(`{"n": 1}`))
+			}
+			return f.rows["d"] != nil
+		})
+		return f.rows["b"] == nil
 	})
 	through := follow("")
 	listening, ended := make(chan struct{}), make(chan struct{})

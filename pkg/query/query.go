@@ -10,6 +10,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/http"
 	"strings"
@@ -166,6 +167,8 @@ func toProblem(err error) *problem.Problem {
 		return problem.New(http.StatusServiceUnavailable, "busy", "Too many exports are under way", err.Error())
 	case errors.Is(err, readmodel.ErrTooExpensive):
 		return problem.New(http.StatusServiceUnavailable, "query-timeout", "The query took too long", "narrow it, or declare an index that serves it")
+	case errors.Is(err, readmodel.ErrNoAnswer):
+		return problem.New(http.StatusServiceUnavailable, "unavailable", "The database does not answer", "it cannot be reached, or all sessions with it are busy: try again")
 	case errors.Is(err, readmodel.ErrUnreadable):
 		return problem.New(http.StatusServiceUnavailable, "unavailable", "This server is too old for the read model", "another one knows its definition: try again")
 	case errors.Is(err, context.Canceled), errors.Is(err, readmodel.ErrClosed):
@@ -236,11 +239,19 @@ func (a *API) get(w http.ResponseWriter, r *http.Request) error {
 	return respond(w, r, from, row)
 }
 
+// catalogueTimeout bounds the wait for the list of read models.
+const catalogueTimeout = 5 * time.Second
+
 func (a *API) listModels(w http.ResponseWriter, r *http.Request) error {
 	if err := noParameters(r); err != nil {
 		return err
 	}
-	versions, err := a.catalogue.All(r.Context())
+	ctx, cancel := context.WithTimeout(r.Context(), catalogueTimeout)
+	defer cancel()
+	versions, err := a.catalogue.All(ctx)
+	if errors.Is(err, context.DeadlineExceeded) {
+		err = fmt.Errorf("%w: %w", readmodel.ErrNoAnswer, err)
+	}
 	if err != nil {
 		return err
 	}

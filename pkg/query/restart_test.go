@@ -13,6 +13,7 @@ import (
 	"github.com/refoldhq/refold/pkg/devstack"
 	"github.com/refoldhq/refold/pkg/event"
 	"github.com/refoldhq/refold/pkg/postgres"
+	"github.com/refoldhq/refold/pkg/readmodel"
 )
 
 // ownServer returns a world in a server that the test may stop.
@@ -108,6 +109,48 @@ func TestQueriesThatDoNotWaitAreToldAtOnceAndOnlyWhileThereIsNoServer(t *testing
 	for _, path := range paths {
 		a := r.get(path)
 		require.Equal(t, http.StatusOK, a.status, "%s: %s", path, a.body)
+	}
+}
+
+// Whoever meets sessions that stand but bring no answer, as behind a router that
+// has forgotten them, is told that the database does not answer, within a bounded
+// time and not that the query were too expensive. So are those who come behind.
+func TestAHalfOpenDatabaseIsNotTakenForAnExpensiveQuery(t *testing.T) {
+	w := setup(t)
+	server := w.pool.Config().ConnConfig
+	proxy := devstack.StartProxy(t, fmt.Sprintf("%s:%d", server.Host, server.Port))
+	direct := w.url()
+	pool, err := postgres.Open(ctx, postgres.Config{URL: proxy.URL(direct), MaxConns: 4})
+	require.NoError(t, err)
+	t.Cleanup(pool.Close)
+	w.set("a", row(`{"n": 1}`))
+	w.pool = pool
+	cfg := readmodel.Config{CacheBytes: -1, StatementTimeout: time.Second}
+	// One has sessions, one has none yet, and one cannot listen either.
+	warm, cold, deaf := w.replicaAt(direct, cfg), w.replicaAt(direct, cfg), w.replicaAt(proxy.URL(direct), cfg)
+	paths := []string{items + "/a", items + "?n=eq.1", items + "?order=n&count=exact", items + "/a/explain", items + "/export", items + "/changes", "/v1/read-models"}
+	for _, r := range []*replica{warm, deaf} {
+		for _, path := range paths[:5] {
+			require.Equal(t, http.StatusOK, r.get(path).status, path)
+		}
+	}
+	proxy.Blackhole()
+	defer proxy.Heal()
+	for name, r := range map[string]*replica{"warm": warm, "cold": cold, "deaf": deaf} {
+		began := time.Now()
+		var all sync.WaitGroup
+		for i := range 3 * len(paths) {
+			path := paths[i%len(paths)]
+			all.Go(func() {
+				a := r.get(path)
+				if a.status != http.StatusServiceUnavailable || !contains(a.body, "/problems/unavailable") && !contains(a.body, "/problems/busy") || a.header.Get("Retry-After") == "" {
+					t.Errorf("%s, %s: %d %s", name, path, a.status, a.body)
+				}
+			})
+		}
+		all.Wait()
+		require.Less(t, time.Since(began), 30*time.Second, name)
+		t.Log(name, time.Since(began))
 	}
 }
 

@@ -114,12 +114,14 @@ func (r *Reader) answer(ctx context.Context, pick pick, fresh Fresh, read read) 
 		switch {
 		case again:
 			continue
+		case moved == nil && ctx.Err() != nil && a.short == nil:
+			return from, err // which is the caller's own
 		case moved == nil:
 			return from, a.end(err)
 		}
 		if !a.wait(ctx, moved) {
 			if ctx.Err() != nil { // the client has gone, or this process is stopping and another may answer
-				err = fmt.Errorf("%w: %w", err, context.Cause(ctx))
+				return from, fmt.Errorf("%w: %w", err, context.Cause(ctx))
 			}
 			return from, classify(err)
 		}
@@ -130,6 +132,8 @@ func (r *Reader) answer(ctx context.Context, pick pick, fresh Fresh, read read) 
 // answer, and after a wait for moved when the rows are not new enough.
 func (a *asking) attempt(ctx context.Context, first bool) (from Answer, again bool, moved <-chan struct{}, err error) {
 	r, w := a.reader, a.reader.watcher
+	ctx, cancel := context.WithTimeout(ctx, r.patience)
+	defer cancel()
 	m, pinned, err := a.pick(ctx)
 	if err != nil {
 		again, moved = a.lost(err)
@@ -267,11 +271,15 @@ func (r *Reader) from(m *Model, of *snapshot, fresh Fresh) Answer {
 	return from
 }
 
-// classify tells what ran out of time, be it a statement, the wait for a session or
-// the whole.
+// classify tells what ran out of time. A server that is there says itself when a
+// statement has taken too long, and before we give up; so where it has said
+// nothing, the query may be as cheap as can be.
 func classify(err error) error {
-	if postgres.Classify(err) == postgres.ClassTimeout || errors.Is(err, context.DeadlineExceeded) {
+	switch {
+	case postgres.Classify(err) == postgres.ClassTimeout:
 		return fmt.Errorf("%w: %w", ErrTooExpensive, err)
+	case errors.Is(err, context.DeadlineExceeded):
+		return fmt.Errorf("%w: %w", ErrNoAnswer, err)
 	}
 	return err
 }

@@ -48,18 +48,20 @@ type signer struct {
 
 func (s *signer) load(ctx context.Context) ([]byte, error) {
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.key != nil {
-		return s.key, nil
+	key := s.key
+	s.mu.Unlock()
+	if key != nil {
+		return key, nil
 	}
 	fresh := make([]byte, 32)
 	rand.Read(fresh) // never fails, see crypto/rand
-	var key []byte
 	err := s.pool.QueryRow(ctx, `select refold.secret('cursor', $1)`, fresh).Scan(&key)
 	if err != nil {
 		return nil, fmt.Errorf("reading the key of cursors: %w", err)
 	}
+	s.mu.Lock()
 	s.key = key
+	s.mu.Unlock()
 	return key, nil
 }
 

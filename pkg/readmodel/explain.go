@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -84,9 +85,11 @@ func (x *Explainer) Explain(ctx context.Context, name, key string, fresh Fresh) 
 	ctx, cancel := context.WithTimeout(ctx, fresh.Wait+explainTimeout)
 	defer cancel()
 	for attempt := 0; ; attempt++ {
-		if e, from, err = x.once(ctx, name, key, fresh); !isDead(err) || attempt == maxFlips {
-			return e, from, err
+		e, from, err = x.once(ctx, name, key, fresh)
+		if isDead(err) && attempt < maxFlips {
+			continue
 		}
+		return e, from, classify(err)
 	}
 }
 
@@ -127,7 +130,7 @@ func (x *Explainer) once(ctx context.Context, name, key string, fresh Fresh) (e 
 func (x *Explainer) completing(ctx context.Context, v Version) (*projection.Plan, error) {
 	if err := x.feeds.pool.QueryRow(ctx, `select coalesce(next_definition, definition) from refold.projection_version where projection = $1 and version = $2`,
 		v.Projection, v.Number).Scan(&v.Definition); err != nil {
-		return nil, classify(fmt.Errorf("reading what completes %s version %d: %w", v.Projection, v.Number, err))
+		return nil, fmt.Errorf("reading what completes %s version %d: %w", v.Projection, v.Number, err)
 	}
 	return x.reader.models.plans.Plan(v)
 }
@@ -144,14 +147,17 @@ func (x *Explainer) explain(ctx context.Context, m *Model, plan *projection.Plan
 	if f.skipped, err = x.skipped(ctx, m.Version); err == nil {
 		events, err = x.concerning(ctx, f, to)
 	}
+	if errors.Is(err, context.DeadlineExceeded) && time.Since(f.heard) < getTimeout {
+		return nil, fmt.Errorf("%w: %v", ErrTooExpensive, err) // the database has answered every time
+	}
 	if err != nil {
-		return nil, classify(err)
+		return nil, err
 	}
 	e := &Explanation{Key: key, Events: make([]ExplainedEvent, 0, len(events)), Stored: stored}
 	for i := range events {
 		done, err := f.apply(ctx, &events[i])
 		if err != nil {
-			return nil, classify(err)
+			return nil, err
 		}
 		if done != nil {
 			e.Events = append(e.Events, *done)
@@ -176,6 +182,7 @@ func (x *Explainer) concerning(ctx context.Context, f *rowFold, to *Progress) (a
 			if err != nil {
 				return nil, err
 			}
+			f.heard = time.Now()
 			for _, e := range events {
 				if e.Seq <= c.seqs[slot] {
 					all = append(all, e)
@@ -207,6 +214,7 @@ func concerningShared(ctx context.Context, f *rowFold, d *deriver, to *Progress)
 			if err != nil {
 				return nil, err
 			}
+			f.heard = time.Now()
 			if read += len(events); read > maxExplained {
 				return nil, fmt.Errorf("%w: the log has more than %d events, and any may concern the row", ErrTooExpensive, maxExplained)
 			}

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/refoldhq/refold/pkg/avro"
 	"github.com/refoldhq/refold/pkg/event"
@@ -25,6 +26,7 @@ type rowFold struct {
 	skipped map[event.ID]string        // why
 	parked  map[string]int64           // by stream, the version of the event that keeps it waiting
 	shown   map[string]json.RawMessage // the members of row
+	heard   time.Time                  // when the database answered last
 }
 
 // begin decodes an event; an outcome other than Applies, or a reason, says why not.

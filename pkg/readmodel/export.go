@@ -38,23 +38,33 @@ func (r *Reader) Export(ctx context.Context, name string, where Condition, fresh
 		_, of, err := m.getter.read(ctx, nil, doubts)
 		return of, err
 	}); err != nil {
-		return err
+		return classify(err)
 	}
 	for attempt := 0; ; attempt++ {
-		m, err := r.models.current(ctx, name)
-		if err != nil {
-			return classify(err)
-		}
+		m, tx, err := r.beginExport(ctx, name)
 		begun := false
-		err = pgx.BeginFunc(ctx, r.pool, func(tx pgx.Tx) error {
-			return r.export(ctx, tx, m, where, fresh, func(from Answer) error { begun = true; return begin(from) }, row)
-		})
+		if err == nil {
+			err = r.export(ctx, tx, m, where, fresh, func(from Answer) error { begun = true; return begin(from) }, row)
+			tx.Rollback(ctx) // it has only read
+		}
 		again := !begun && (isGone(err) || isNotActive(err) || isDead(err)) && attempt < maxFlips
 		if !again {
 			return classify(err)
 		}
-		r.models.forget(m)
+		if m != nil {
+			r.models.forget(m)
+		}
 	}
+}
+
+// beginExport does not wait for as long as an export may take.
+func (r *Reader) beginExport(ctx context.Context, name string) (m *Model, tx pgx.Tx, err error) {
+	ctx, cancel := context.WithTimeout(ctx, r.patience)
+	defer cancel()
+	if m, err = r.models.current(ctx, name); err == nil {
+		tx, err = r.pool.Begin(ctx)
+	}
+	return m, tx, err
 }
 
 func (r *Reader) export(ctx context.Context, tx pgx.Tx, m *Model, where Condition, fresh Fresh, begin func(Answer) error, row func(string, []byte) error) error {
@@ -66,7 +76,10 @@ func (r *Reader) export(ctx context.Context, tx pgx.Tx, m *Model, where Conditio
 	of := r.watcher.validity.begin()
 	trip := &pgx.Batch{}
 	of.queue(trip, m.Version, r.watcher.validity.doubtful(fresh.Token, true))
-	if err := tx.SendBatch(ctx, trip).Close(); err != nil {
+	short, cancel := context.WithTimeout(ctx, r.patience)
+	err = tx.SendBatch(short, trip).Close()
+	cancel()
+	if err != nil {
 		return err
 	}
 	from := r.from(m, of, fresh)

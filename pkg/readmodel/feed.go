@@ -63,6 +63,8 @@ func (f *Feeds) Close() {
 // it must not block. Errors: [ErrUnknownProjection], [ErrChangeID],
 // [ErrChangesTooOld], a [*QueryError].
 func (f *Feeds) Subscribe(ctx context.Context, name, after string, where Condition, ready func()) (*Subscriber, error) {
+	ctx, cancel := context.WithTimeout(ctx, f.reader.patience)
+	defer cancel()
 	s := &Subscriber{name: name, where: where, budget: subscriberBytes, ready: ready}
 	m, now, err := f.standing(ctx, name)
 	if err != nil {

@@ -112,14 +112,12 @@ func (g *getter) take() []*get {
 }
 
 func (g *getter) answer(batch []*get) {
-	ctx, cancel := context.WithTimeout(context.Background(), getTimeout)
-	defer cancel()
 	keys := make([]string, 0, len(batch))
 	var marks []event.Mark
 	for _, c := range batch {
 		keys, marks = append(keys, c.key), append(marks, c.marks...)
 	}
-	rows, of, err := g.read(ctx, keys, marks)
+	rows, of, err := g.read(context.Background(), keys, marks)
 	for _, c := range batch {
 		c.row, c.of, c.err = rows[c.key], of, err
 		close(c.done)
@@ -128,6 +126,8 @@ func (g *getter) answer(batch []*get) {
 
 // read reads several rows in one snapshot.
 func (g *getter) read(ctx context.Context, keys []string, marks []event.Mark) (map[string][]byte, *snapshot, error) {
+	ctx, cancel := context.WithTimeout(ctx, getTimeout)
+	defer cancel()
 	categories, slots, seqs := markColumns(marks)
 	s := g.validity.begin()
 	found := make(map[string][]byte, len(keys))

@@ -63,6 +63,7 @@ type Reader struct {
 	exports chan struct{} // of the size of maxExports: a place for each
 
 	strictRows int64
+	patience   time.Duration // with the database, for what a query asks of it at once
 }
 
 // NewReader returns a reader on the database of a pool, with sessions of its own.
@@ -87,7 +88,8 @@ func NewReader(ctx context.Context, cfg Config, from *pgxpool.Pool, plans *Plans
 		return nil, err
 	}
 	r := &Reader{pool: pool, byKey: byKey, models: newModels(byKey, plans, watcher.validity), watcher: watcher, cache: answers,
-		fills: &fills{timeout: 2 * cfg.StatementTimeout, running: make(map[cacheKey]*fill)}, signer: &signer{pool: from}, exports: make(chan struct{}, maxExports), strictRows: cfg.StrictRows}
+		fills: &fills{timeout: 2 * cfg.StatementTimeout, running: make(map[cacheKey]*fill)}, signer: &signer{pool: from}, exports: make(chan struct{}, maxExports),
+		strictRows: cfg.StrictRows, patience: 2*cfg.StatementTimeout + time.Second}
 	if len(cfg.CursorKey) > 0 {
 		r.signer.key = cfg.CursorKey
 	}
@@ -152,6 +154,9 @@ var (
 	ErrLost = errors.New("a failover has lost an event of the token")
 	// ErrTooExpensive says that a query ran out of time.
 	ErrTooExpensive = errors.New("the query took too long")
+	// ErrNoAnswer says that nothing was heard of the database in time: it cannot be
+	// reached, or all sessions with it are busy.
+	ErrNoAnswer = errors.New("the database has not answered in time")
 	// ErrBusy says that too much of its kind is under way; try again.
 	ErrBusy = errors.New("as many exports are under way as may be: try again")
 	// ErrTooMany says that a filter selects more rows than can be returned at once.

@@ -26,16 +26,19 @@ const estimateFor = 10 * time.Second
 
 func (r *Reader) estimate(ctx context.Context, m *Model) (int64, error) {
 	m.estimate.mu.Lock()
-	defer m.estimate.mu.Unlock()
-	if !m.estimate.at.IsZero() && time.Since(m.estimate.at) < estimateFor {
-		return m.estimate.rows, nil
+	rows, at := m.estimate.rows, m.estimate.at
+	m.estimate.mu.Unlock()
+	if !at.IsZero() && time.Since(at) < estimateFor {
+		return rows, nil
 	}
 	err := r.pool.QueryRow(ctx, `select greatest(c.reltuples::bigint, pg_stat_get_live_tuples(c.oid), case when c.reltuples < 0 then pg_relation_size(c.oid) / 500 end)
-		from pg_class c join pg_namespace n on n.oid = c.relnamespace where n.nspname = 'refold' and c.relname = $1`, m.Version.Leaf).Scan(&m.estimate.rows)
+		from pg_class c join pg_namespace n on n.oid = c.relnamespace where n.nspname = 'refold' and c.relname = $1`, m.Version.Leaf).Scan(&rows)
 	if err == nil {
-		m.estimate.at = time.Now()
+		m.estimate.mu.Lock()
+		m.estimate.rows, m.estimate.at = rows, time.Now()
+		m.estimate.mu.Unlock()
 	}
-	return m.estimate.rows, err
+	return rows, err
 }
 
 // strict refuses a query that no index serves on a table that is large.

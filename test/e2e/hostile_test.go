@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -214,12 +215,17 @@ func (v *victim) slowQuery(t *testing.T, conn *pgx.Conn, admin string) {
 	require.NoError(t, err)
 	began := time.Now()
 	var all sync.WaitGroup
+	var slow atomic.Int64
 	answers := make([]error, 100)
 	for i := range answers {
 		all.Go(func() {
 			a, err := v.client.Do(http.MethodGet, fmt.Sprintf("%s?sum=gt.-1&limit=%d", probesPath, i+1), nil, nil)
 			if err == nil {
-				err = problemOf(a, http.StatusServiceUnavailable, "query-timeout", "")
+				if err = problemOf(a, http.StatusServiceUnavailable, "query-timeout", ""); err == nil {
+					slow.Add(1)
+				} else { // it has had no session to be slow in
+					err = problemOf(a, http.StatusServiceUnavailable, "unavailable", "")
+				}
 			}
 			answers[i] = err
 		})
@@ -234,6 +240,7 @@ func (v *victim) slowQuery(t *testing.T, conn *pgx.Conn, admin string) {
 	for i, err := range answers {
 		require.NoError(t, err, "query %d", i)
 	}
+	require.Positive(t, slow.Load())
 	require.Less(t, time.Since(began), time.Minute)
 	require.NoError(t, tx.Rollback(ctx))
 }
