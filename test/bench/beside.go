@@ -164,10 +164,10 @@ const (
 )
 
 func (l *live) besideRebuild(ctx context.Context) error {
-	if err := l.during(ctx, "warm", liveRate, func(context.Context) error { time.Sleep(3 * time.Second); return nil }); err != nil {
+	if err := l.during(ctx, "warm", liveRate, func(context.Context) error { time.Sleep(25 * time.Second); return nil }); err != nil { // as [benchVisible]
 		return err
 	}
-	if err := l.during(ctx, "alone", liveRate, func(context.Context) error { time.Sleep(10 * time.Second); return nil }); err != nil {
+	if err := l.during(ctx, "alone", liveRate, func(context.Context) error { time.Sleep(20 * time.Second); return nil }); err != nil {
 		return err
 	}
 	var took time.Duration
