@@ -41,7 +41,8 @@ func benchQuery(ctx context.Context, b *bench) error {
 		}
 		p.end("queries")
 	}
-	return nil
+	p.close()
+	return b.depth(ctx)
 }
 
 type queries struct {
@@ -73,39 +74,10 @@ func (q *queries) uncached() error {
 	if _, err := q.measure("GET by key over HTTP, nothing kept", ">= 20k/s", q.byKey); err != nil {
 		return err
 	}
-	if _, err := q.measure("a page of 20 by an index, nothing kept", ">= 5k/s", func(i int64) string {
+	_, err := q.measure("a page of 20 by an index, nothing kept", ">= 5k/s", func(i int64) string {
 		return fmt.Sprintf("/v1/read-models/rm_users?email=gte.q-%d@example.com&order=email&limit=20", i*7919%int64(q.rows))
-	}); err != nil {
-		return err
-	}
-	return q.depth()
-}
-
-// depth compares pages far behind the first with the first.
-func (q *queries) depth() error {
-	const list = "/v1/read-models/rm_users?order=email&limit="
-	var cursors []string
-	cursor := ""
-	for range q.rows*9/10/1000 - 1 {
-		var page struct{ Next string }
-		if err := getJSON(q.ctx, q.p.queryURL+list+"1000"+cursor, &page); err != nil {
-			return err
-		}
-		cursor = "&cursor=" + page.Next
-		cursors = append(cursors, cursor)
-	}
-	first, _, err := load(q.p.queryURL, 1, 2*time.Second, func(i int64) string { return fmt.Sprint(list, 18+i%5) })
-	if err != nil {
-		return err
-	}
-	far := cursors[len(cursors)/2:]
-	deep, took, err := load(q.p.queryURL, 1, 2*time.Second, func(i int64) string { return fmt.Sprint(list, 18+i%5, far[i%int64(len(far))]) })
-	if err != nil {
-		return err
-	}
-	q.b.report.line(fmt.Sprintf("a page of 20 behind %d to %d rows, one connection", q.rows*9/20, q.rows*9/10), fmt.Sprintf("%s, %s", thousands(deep), took), "as the first page",
-		"the first page: "+thousands(first), deep/first)
-	return nil
+	})
+	return err
 }
 
 func (q *queries) cached() error {
