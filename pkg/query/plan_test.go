@@ -159,6 +159,38 @@ func TestWhatAllQueriesReadIsPlannedOnce(t *testing.T) {
 	require.LessOrEqual(t, made, int64(10), "five are made before one is kept")
 }
 
+// A table that was small when it was analyzed is not read whole where an index
+// serves a list: the sessions would keep that plan while it grows.
+func TestAListThatAnIndexServesNeverReadsTheTableWhole(t *testing.T) {
+	w := setup(t)
+	r := w.replicaAt(w.url(), noCache)
+	_, err := w.pool.Exec(ctx, `insert into refold.rows_items_v1 (projection_name, version, key, data)
+		select 'items', 1, 'k' || i, jsonb_build_object('name', 'n' || i, 'n', i, 'color', 'RED') from generate_series(1, 60) i`)
+	require.NoError(t, err)
+	_, err = w.pool.Exec(ctx, `analyze refold.rows_items_v1`)
+	require.NoError(t, err)
+	counted := func() (whole, indexed int) {
+		require.NoError(t, w.pool.QueryRow(ctx, `select seq_scan, coalesce(idx_scan, 0) from pg_stat_user_tables where relname = 'rows_items_v1'`).Scan(&whole, &indexed))
+		return whole, indexed
+	}
+	eventually(t, "the building of its indexes is counted", func() bool { whole, _ := counted(); return whole > 0 })
+	whole, indexed := counted()
+	queries := []string{"name=eq.n7", "key=in.(k1,k2)", "color=eq.RED&order=n.desc&limit=5", "name=gte.n7&order=name", "limit=5"}
+	for _, query := range queries {
+		require.NotEmpty(t, r.get(items+"?"+query).list(t).Rows, query)
+	}
+	eventually(t, "the sessions tell what they have read", func() bool {
+		r.get(items + "?limit=1") // with the end of a transaction
+		_, now := counted()
+		return now >= indexed+len(queries) // both counts come together
+	})
+	now, _ := counted()
+	require.Equal(t, whole, now)
+	require.NotEmpty(t, r.get(items+"?n=eq.7").list(t).Rows)
+	require.NotEmpty(t, r.get(items+"?limit=1&count=exact").list(t).Rows)
+	eventually(t, "what no index serves is read whole", func() bool { r.get(items + "?limit=1"); now, _ := counted(); return now > whole })
+}
+
 // Without the index the refusal names it.
 func TestStrictModeNamesTheIndexOfMembers(t *testing.T) {
 	w := setup(t)

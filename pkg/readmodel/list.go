@@ -163,18 +163,25 @@ func steady(m *Model, order []term) bool {
 
 // read runs the query in one pipeline, which is one transaction and so, on these
 // sessions, one snapshot.
+//
+// Where an index serves the query, the table is not read whole, although that is
+// cheaper while it is small: sessions keep such a plan until the table is analyzed
+// again, and by then it may have grown by a million rows.
 func (l *listing) read(ctx context.Context, m *Model, marks []event.Mark) (*entry, error) {
 	order, err := terms(m.Plan, l.query.Order)
 	if err != nil {
 		return nil, err
 	}
-	s, where, err := l.compile(ctx, m, order)
+	s, where, served, err := l.compile(ctx, m, order)
 	if err != nil {
 		return nil, err
 	}
 	rows := l.sql(s, m, where, order)
 	e := &entry{page: new(Page), keys: boundKeys(l.query.Where), of: l.reader.watcher.validity.begin()}
 	trip := &pgx.Batch{}
+	if !served || l.query.Count != CountNone {
+		trip.Queue(`set local enable_seqscan = on`)
+	}
 	e.of.queue(trip, m.Version, marks)
 	trip.Queue(rows, s.args...).Query(e.page.scan)
 	l.queueCount(trip, m, e.page)
@@ -185,16 +192,18 @@ func (l *listing) read(ctx context.Context, m *Model, marks []event.Mark) (*entr
 	return e, nil
 }
 
-// compile compiles the filter and refuses what would be too expensive.
-func (l *listing) compile(ctx context.Context, m *Model, order []term) (s *statement, where string, err error) {
+// compile compiles the filter, tells whether an index serves the query, and refuses
+// what would be too expensive.
+func (l *listing) compile(ctx context.Context, m *Model, order []term) (s *statement, where string, served bool, err error) {
 	s = &statement{plan: m.Plan}
 	if where, err = s.sql(l.query.Where, 0); err != nil {
-		return nil, "", err
+		return nil, "", false, err
 	}
 	if l.after != nil && len(l.after.values) != len(order) {
-		return nil, "", ErrCursor
+		return nil, "", false, ErrCursor
 	}
-	return s, where, l.reader.strict(ctx, m, l.query.Where, order)
+	served, err = l.reader.strict(ctx, m, l.query.Where, order)
+	return s, where, served, err
 }
 
 // sql is one range of the order or, behind a cursor, the union of several, each

@@ -70,11 +70,13 @@ type Reader struct {
 // The caller closes it.
 func NewReader(ctx context.Context, cfg Config, from *pgxpool.Pool, plans *Plans, watcher *Watcher) (*Reader, error) {
 	cfg = cfg.withDefaults()
-	pool, err := openSessions(ctx, from.Config(), cfg.StatementTimeout)
+	sessions := from.Config()
+	sessions.ConnConfig.RuntimeParams["enable_seqscan"] = "off" // see [listing.read]
+	pool, err := openSessions(ctx, sessions, cfg.StatementTimeout)
 	if err != nil {
 		return nil, err
 	}
-	sessions := from.Config()
+	sessions = from.Config()
 	postgres.ByKey(sessions.ConnConfig.RuntimeParams)
 	byKey, err := openSessions(ctx, sessions, cfg.StatementTimeout)
 	if err != nil {

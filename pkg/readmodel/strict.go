@@ -41,23 +41,18 @@ func (r *Reader) estimate(ctx context.Context, m *Model) (int64, error) {
 	return rows, err
 }
 
-// strict refuses a query that no index serves on a table that is large.
-func (r *Reader) strict(ctx context.Context, m *Model, where Condition, order []term) error {
-	if r.strictRows < 0 {
-		return nil
-	}
+// strict tells whether an index serves a query, and refuses one that none serves on
+// a table that is large.
+func (r *Reader) strict(ctx context.Context, m *Model, where Condition, order []term) (served bool, err error) {
 	refusal := m.served(where, order)
-	if refusal == nil {
-		return nil
+	if refusal == nil || r.strictRows < 0 {
+		return refusal == nil, nil
 	}
 	rows, err := r.estimate(ctx, m)
-	if err != nil {
-		return err
+	if err == nil && rows > r.strictRows {
+		err = refusal
 	}
-	if rows <= r.strictRows {
-		return nil
-	}
-	return refusal
+	return false, err
 }
 
 // use is how a condition could use an index.
