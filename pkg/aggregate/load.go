@@ -4,9 +4,9 @@ import (
 	"context"
 	"encoding/json"
 
-	"github.com/refoldhq/refold/pkg/avro"
 	"github.com/refoldhq/refold/pkg/event"
 	"github.com/refoldhq/refold/pkg/eventstore"
+	"github.com/refoldhq/refold/pkg/registry"
 )
 
 // pageSize is how many events are read at a time.
@@ -87,11 +87,7 @@ func (r *Repository[A]) foldOn(ctx context.Context, category eventstore.Category
 }
 
 func (r *Repository[A]) fold(ctx context.Context, a *A, e *event.Event) error {
-	id, _, err := avro.SplitFrame(e.Value)
-	if err != nil {
-		return err
-	}
-	writer, err := r.rt.deps.Schemas.SchemaByID(ctx, id)
+	writer, _, err := registry.WriterOf(ctx, r.rt.deps.Schemas, e.Value)
 	if err != nil {
 		return eventstore.AsUnavailable(err)
 	}

@@ -34,17 +34,12 @@ type Config struct {
 	Snapshots Policy
 }
 
-// Schemas finds the schemas that events were written with.
-type Schemas interface {
-	SchemaByID(ctx context.Context, id int) (*avro.Schema, error)
-}
-
 // Deps are what a runtime stands on. The store must know the categories before
 // the first call.
 type Deps struct {
 	Store     *eventstore.Store
 	Pool      *pgxpool.Pool
-	Schemas   Schemas
+	Schemas   registry.Schemas
 	Contracts *avro.Contracts
 	// SchemaIDs are those of the newest version of every event type.
 	SchemaIDs registry.IDs

@@ -11,6 +11,7 @@ import (
 	"github.com/refoldhq/refold/pkg/event"
 	"github.com/refoldhq/refold/pkg/eventstore"
 	"github.com/refoldhq/refold/pkg/problem"
+	"github.com/refoldhq/refold/pkg/registry"
 )
 
 func respond(w http.ResponseWriter, v any) error {
@@ -177,11 +178,7 @@ type eventData struct {
 // around it.
 func (a *API) data(ctx context.Context, e *event.Event) (eventData, error) {
 	d := eventData{typ: e.Type}
-	id, body, err := avro.SplitFrame(e.Value)
-	if err != nil {
-		return d, err
-	}
-	writer, err := a.deps.Registry.SchemaByID(ctx, id)
+	writer, body, err := registry.WriterOf(ctx, a.deps.Registry, e.Value)
 	if err != nil {
 		return d, err
 	}

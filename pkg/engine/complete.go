@@ -7,7 +7,6 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
-	"github.com/refoldhq/refold/pkg/avro"
 	"github.com/refoldhq/refold/pkg/event"
 	"github.com/refoldhq/refold/pkg/eventstore"
 	"github.com/refoldhq/refold/pkg/projection"
@@ -26,7 +25,7 @@ type StreamFold struct {
 	Projection string // whose decisions to skip events hold
 	Plan       *projection.Plan
 	Category   eventstore.Category
-	Schemas    Schemas
+	Schemas    registry.Schemas
 
 	folder *projection.Folder
 }
@@ -93,18 +92,11 @@ func (f *StreamFold) apply(ctx context.Context, e *event.Event, row *projection.
 	if !f.Plan.Uses(e.Category, e.Type) {
 		return nil
 	}
-	id, _, err := avro.SplitFrame(e.Value)
-	if err != nil {
-		return &projection.Poison{Reason: "the value names no schema that the registry has"}
-	}
-	schema, err := f.Schemas.SchemaByID(ctx, id)
-	if errors.Is(err, registry.ErrUnknownSchema) {
-		return &projection.Poison{Reason: "the value names no schema that the registry has"}
-	}
+	writer, err := registry.WriterIfKnown(ctx, f.Schemas, e.Value)
 	if err != nil {
 		return err
 	}
-	if outcome, err := f.folder.Begin(e, schema); err != nil || outcome == projection.Filtered {
+	if outcome, err := f.folder.Begin(e, writer); err != nil || outcome == projection.Filtered {
 		return err
 	}
 	return f.folder.Apply(row)

@@ -33,12 +33,12 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"go.opentelemetry.io/otel/trace"
 
-	"github.com/refoldhq/refold/pkg/avro"
 	"github.com/refoldhq/refold/pkg/event"
 	"github.com/refoldhq/refold/pkg/eventstore"
 	"github.com/refoldhq/refold/pkg/kafka"
 	"github.com/refoldhq/refold/pkg/projection"
 	"github.com/refoldhq/refold/pkg/readmodel"
+	"github.com/refoldhq/refold/pkg/registry"
 )
 
 // Config bounds an engine. The zero value of each field takes its default.
@@ -79,12 +79,6 @@ func (c *Config) defaults() {
 	}
 }
 
-// Schemas finds schemas by id. Any error but registry.ErrUnknownSchema means
-// that it could not be asked.
-type Schemas interface {
-	SchemaByID(ctx context.Context, id int) (*avro.Schema, error)
-}
-
 // Log reads events that a topic lacks.
 type Log interface {
 	SlotEvents(ctx context.Context, category eventstore.Category, slot int, after int64, limit int) ([]event.Event, error)
@@ -103,7 +97,7 @@ type Feed struct {
 // Engine runs feeds. Run or Follow may be called once.
 type Engine struct {
 	cfg       Config
-	schemas   Schemas
+	schemas   registry.Schemas
 	events    Log
 	pool      *pgxpool.Pool
 	log       *slog.Logger
@@ -119,7 +113,7 @@ type Engine struct {
 }
 
 // New returns an engine. It does not dial; Run and Follow do.
-func New(cfg Config, pool *pgxpool.Pool, schemas Schemas, events Log, log *slog.Logger, reg prometheus.Registerer) *Engine {
+func New(cfg Config, pool *pgxpool.Pool, schemas registry.Schemas, events Log, log *slog.Logger, reg prometheus.Registerer) *Engine {
 	cfg.defaults()
 	return &Engine{cfg: cfg, schemas: schemas, events: events, pool: pool, log: log, metrics: newMetrics(reg),
 		announcer: newAnnouncer(cfg.DatabaseURL, log), cache: newRowCache(cfg.CacheBytes), workers: make(map[*worker]bool)}

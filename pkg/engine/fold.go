@@ -2,14 +2,11 @@ package engine
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"strings"
 
 	"github.com/jackc/pgx/v5"
 
-	"github.com/refoldhq/refold/pkg/avro"
-	"github.com/refoldhq/refold/pkg/event"
 	"github.com/refoldhq/refold/pkg/projection"
 	"github.com/refoldhq/refold/pkg/registry"
 )
@@ -42,7 +39,7 @@ func (w *worker) load(ctx context.Context, b *batch) error {
 			continue
 		}
 		var err error
-		if t.schema, err = w.schema(ctx, &t.event); err != nil {
+		if t.schema, err = registry.WriterIfKnown(ctx, w.engine.schemas, t.event.Value); err != nil {
 			return err
 		}
 		if plan.Shared() {
@@ -67,23 +64,6 @@ func (w *worker) load(ctx context.Context, b *batch) error {
 		return w.complete(ctx, b, lacking)
 	}
 	return nil
-}
-
-// schema returns the schema that an event was written with; nil when the value
-// names none that exists, which is for the fold to judge.
-func (w *worker) schema(ctx context.Context, e *event.Event) (*avro.Schema, error) {
-	id, _, err := avro.SplitFrame(e.Value)
-	if errors.Is(err, avro.ErrNoFrame) {
-		return nil, nil //nolint:nilerr // poison, which the caller parks
-	}
-	schema, err := w.engine.schemas.SchemaByID(ctx, id)
-	if errors.Is(err, registry.ErrUnknownSchema) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, fmt.Errorf("looking up the schema %d: %w", id, err)
-	}
-	return schema, nil
 }
 
 // read reads rows from the table.
@@ -147,9 +127,6 @@ func (w *worker) apply(b *batch, t *taken) (why string) {
 	if !plan.Uses(e.Category, e.Type) {
 		b.counts.filtered++
 		return ""
-	}
-	if t.schema == nil {
-		return "the value names no schema that the registry has"
 	}
 	if len(w.poison) > 0 {
 		if r, refused := w.poison[e.ID]; refused {

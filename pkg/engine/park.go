@@ -10,6 +10,7 @@ import (
 
 	"github.com/refoldhq/refold/pkg/event"
 	"github.com/refoldhq/refold/pkg/eventstore"
+	"github.com/refoldhq/refold/pkg/registry"
 )
 
 // park keeps an event of a parked stream.
@@ -56,7 +57,7 @@ func (w *worker) original(ctx context.Context, e *event.Event) (*taken, error) {
 	}
 	t := &taken{event: *o, source: fromTable}
 	if w.feed.Plan.Uses(o.Category, o.Type) {
-		t.schema, err = w.schema(ctx, o)
+		t.schema, err = registry.WriterIfKnown(ctx, w.engine.schemas, o.Value)
 	}
 	return t, err
 }

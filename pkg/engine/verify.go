@@ -36,7 +36,7 @@ var ErrDiffers = errors.New("rows differ from the log")
 // in one snapshot and without what it has parked or skipped, and compares every
 // row, of a version whose fields are being filled in so far as queries show it. The
 // error names the first difference and wraps [ErrDiffers].
-func Verify(ctx context.Context, pool *pgxpool.Pool, schemas Schemas, feed Feed) (VerifyReport, error) {
+func Verify(ctx context.Context, pool *pgxpool.Pool, schemas registry.Schemas, feed Feed) (VerifyReport, error) {
 	v := verification{feed: feed, schemas: schemas, reader: eventstore.NewReader(pool), made: newFolded(feed.Plan), parked: make(map[position]bool), skipped: make(map[position]bool),
 		report: VerifyReport{Projection: feed.Version.Projection, Version: feed.Version.Number, Filling: feed.Served != nil}}
 	v.shown = v.made
@@ -69,7 +69,7 @@ func Verify(ctx context.Context, pool *pgxpool.Pool, schemas Schemas, feed Feed)
 
 type verification struct {
 	feed    Feed
-	schemas Schemas
+	schemas registry.Schemas
 	reader  *eventstore.Reader
 	made    *folded // by the plan that the version is fed by
 	shown   *folded // by the plan that queries go by: the same one, but while fields are filled
@@ -187,19 +187,13 @@ func (v *verification) fold(ctx context.Context, e *event.Event) error {
 	if !v.feed.Plan.Uses(e.Category, e.Type) {
 		return nil
 	}
-	var schema *avro.Schema
-	id, _, err := avro.SplitFrame(e.Value)
-	if err == nil {
-		schema, err = v.schemas.SchemaByID(ctx, id)
-	}
-	if err != nil && !errors.Is(err, registry.ErrUnknownSchema) && !errors.Is(err, avro.ErrNoFrame) {
+	writer, err := registry.WriterIfKnown(ctx, v.schemas, e.Value)
+	if err != nil {
 		return err
 	}
-	if err == nil {
-		err = v.made.event(e, schema)
-	}
+	err = v.made.event(e, writer)
 	if err == nil && v.shown != v.made {
-		err = v.shown.event(e, schema)
+		err = v.shown.event(e, writer)
 	}
 	if err != nil {
 		return fmt.Errorf("%w: event %s at %s is neither applied nor parked nor skipped: %w", ErrDiffers, e.ID, e.Position(), err)

@@ -38,7 +38,7 @@ const sampleRun = 32
 // over every slot, the first and the last events among them. It returns a line for
 // each category, type and version, in this order. The error is that of the
 // database or the registry; events that cannot be read are in the lines.
-func CheckHistory(ctx context.Context, pool *pgxpool.Pool, schemas *registry.Registry, contracts *avro.Contracts, sample int) ([]History, error) {
+func CheckHistory(ctx context.Context, pool *pgxpool.Pool, schemas registry.Schemas, contracts *avro.Contracts, sample int) ([]History, error) {
 	categories, err := ReadCategories(ctx, pool)
 	if err != nil {
 		return nil, err
@@ -88,7 +88,7 @@ type historyKey struct {
 
 type history struct {
 	reader    *Reader
-	schemas   *registry.Registry
+	schemas   registry.Schemas
 	contracts *avro.Contracts
 	lines     map[historyKey]*History
 }
@@ -153,11 +153,7 @@ func (h *history) check(ctx context.Context, e *event.Event) error {
 
 // read reads one event; failure says why it cannot be.
 func (h *history) read(ctx context.Context, e *event.Event) (version int, failure, err error) {
-	id, body, err := avro.SplitFrame(e.Value)
-	if err != nil {
-		return 0, err, nil //nolint:nilerr // it is the event's failure
-	}
-	writer, err := h.schemas.SchemaByID(ctx, id)
+	writer, body, err := registry.WriterOf(ctx, h.schemas, e.Value)
 	if errors.Is(err, registry.ErrUnknownSchema) {
 		return 0, err, nil
 	}

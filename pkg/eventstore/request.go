@@ -6,6 +6,7 @@ import (
 
 	"github.com/refoldhq/refold/pkg/event"
 	"github.com/refoldhq/refold/pkg/postgres"
+	"github.com/refoldhq/refold/pkg/registry"
 )
 
 // Request is appends to one or several streams that take effect together.
@@ -213,7 +214,7 @@ var (
 // a caller can tell it from the errors of other servers that it talks to. Other
 // errors, and nil, stay as they are.
 func AsUnavailable(err error) error {
-	if !postgres.Transient(err) || errors.Is(err, ErrUnavailable) {
+	if !postgres.Transient(err) && !errors.Is(err, registry.ErrUnavailable) || errors.Is(err, ErrUnavailable) {
 		return err
 	}
 	return fmt.Errorf("%w: %w", ErrUnavailable, err)

@@ -90,8 +90,8 @@ func (p *Plan) program(category, typ string) *program {
 }
 
 // Begin decodes what the plan needs of an event, whose value was written with
-// the schema writer, and finds the keys of its rows. The event must stay as it is
-// until the last Apply. The error is a [*Poison]. Whatever can be known to be
+// the schema writer (nil: nobody knows it), and finds the keys of its rows. The
+// event must stay as it is until the last Apply. The error is a [*Poison]. Whatever can be known to be
 // wrong without the row is found here, so for a shared plan Apply does not fail:
 // an event is folded into all of its rows or into none.
 func (f *Folder) Begin(e *event.Event, writer *avro.Schema) (Outcome, error) {
@@ -99,6 +99,9 @@ func (f *Folder) Begin(e *event.Event, writer *avro.Schema) (Outcome, error) {
 	f.find(e)
 	if f.program == nil {
 		return Filtered, nil
+	}
+	if writer == nil {
+		return Applies, poison("the value names no schema that the registry has")
 	}
 	if f.plan.fold != nil {
 		return f.beginGo(writer)

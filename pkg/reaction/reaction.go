@@ -54,6 +54,7 @@ import (
 	"github.com/refoldhq/refold/pkg/avro"
 	"github.com/refoldhq/refold/pkg/event"
 	"github.com/refoldhq/refold/pkg/eventstore"
+	"github.com/refoldhq/refold/pkg/registry"
 )
 
 // Config names and bounds a consumer. The zero value of each other field takes
@@ -212,11 +213,10 @@ func (c *Consumer) handle(ctx context.Context, e *event.Event) (err error) {
 	if h == nil {
 		return nil
 	}
-	id, body, err := avro.SplitFrame(e.Value)
-	if err != nil {
+	writer, body, err := registry.WriterOf(ctx, c.deps.Schemas, e.Value)
+	if errors.Is(err, registry.ErrUnknownSchema) {
 		return Permanent(err)
 	}
-	writer, err := c.deps.Schemas.SchemaByID(ctx, id)
 	if err != nil {
 		return eventstore.AsUnavailable(err)
 	}

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"slices"
 
-	"github.com/refoldhq/refold/pkg/avro"
 	"github.com/refoldhq/refold/pkg/event"
 	"github.com/refoldhq/refold/pkg/eventstore"
 	"github.com/refoldhq/refold/pkg/projection"
@@ -44,11 +43,6 @@ const (
 type Log interface {
 	RangeEvents(ctx context.Context, category eventstore.Category, ranges []eventstore.SlotRange, limit int) ([]event.Event, error)
 	StreamEvents(ctx context.Context, category eventstore.Category, stream string, after int64, limit int, backward bool) ([]event.Event, error)
-}
-
-// Schemas finds schemas by id.
-type Schemas interface {
-	SchemaByID(ctx context.Context, id int) (*avro.Schema, error)
 }
 
 // ErrChangesTooOld says that the changes behind an id cannot be told any more.
@@ -90,7 +84,7 @@ func (p *Progress) clone() *Progress {
 // change that was told is told again at the most, and none is left out.
 type deriver struct {
 	log        Log
-	schemas    Schemas
+	schemas    registry.Schemas
 	categories map[string]eventstore.Category
 	folders    map[*Model]*projection.Folder
 }
@@ -173,14 +167,7 @@ func (d *deriver) keys(ctx context.Context, m *Model, e *event.Event) (keys []st
 	if !m.Plan.Uses(e.Category, e.Type) {
 		return nil, nil
 	}
-	id, _, err := avro.SplitFrame(e.Value)
-	if err != nil {
-		return nil, nil //nolint:nilerr // parked
-	}
-	schema, err := d.schemas.SchemaByID(ctx, id)
-	if errors.Is(err, registry.ErrUnknownSchema) {
-		return nil, nil // parked
-	}
+	writer, err := registry.WriterIfKnown(ctx, d.schemas, e.Value)
 	if err != nil {
 		return nil, err
 	}
@@ -189,7 +176,7 @@ func (d *deriver) keys(ctx context.Context, m *Model, e *event.Event) (keys []st
 		folder = m.Plan.NewFolder()
 		d.folders[m] = folder
 	}
-	if outcome, err := folder.Begin(e, schema); err != nil || outcome == projection.Filtered {
+	if outcome, err := folder.Begin(e, writer); err != nil || outcome == projection.Filtered {
 		return nil, nil //nolint:nilerr // parked
 	}
 	for key := range folder.Keys() {

@@ -14,6 +14,7 @@ import (
 	"github.com/refoldhq/refold/pkg/event"
 	"github.com/refoldhq/refold/pkg/eventstore"
 	"github.com/refoldhq/refold/pkg/projection"
+	"github.com/refoldhq/refold/pkg/registry"
 )
 
 // Explanation says how a row came to be.
@@ -66,12 +67,12 @@ const (
 type Explainer struct {
 	reader  *Reader
 	events  *eventstore.Reader
-	schemas Schemas
+	schemas registry.Schemas
 	feeds   *Feeds
 }
 
 // NewExplainer returns an explainer of a reader's models.
-func NewExplainer(reader *Reader, feeds *Feeds, events *eventstore.Reader, schemas Schemas) *Explainer {
+func NewExplainer(reader *Reader, feeds *Feeds, events *eventstore.Reader, schemas registry.Schemas) *Explainer {
 	return &Explainer{reader: reader, feeds: feeds, events: events, schemas: schemas}
 }
 

@@ -4,12 +4,10 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"slices"
 	"time"
 
-	"github.com/refoldhq/refold/pkg/avro"
 	"github.com/refoldhq/refold/pkg/event"
 	"github.com/refoldhq/refold/pkg/projection"
 	"github.com/refoldhq/refold/pkg/registry"
@@ -17,7 +15,7 @@ import (
 
 // rowFold folds the events of one row.
 type rowFold struct {
-	schemas Schemas
+	schemas registry.Schemas
 	offered *projection.Plan // whose fields are shown
 	plan    *projection.Plan // that is folded by; it may have more
 	folder  *projection.Folder
@@ -34,18 +32,11 @@ func (f *rowFold) begin(ctx context.Context, e *event.Event) (outcome projection
 	if !f.plan.Uses(e.Category, e.Type) {
 		return projection.Filtered, "", nil
 	}
-	id, _, err := avro.SplitFrame(e.Value)
-	if err != nil {
-		return projection.Applies, err.Error(), nil //nolint:nilerr // poison, which is told
-	}
-	schema, err := f.schemas.SchemaByID(ctx, id)
-	if errors.Is(err, registry.ErrUnknownSchema) {
-		return projection.Applies, err.Error(), nil
-	}
+	writer, err := registry.WriterIfKnown(ctx, f.schemas, e.Value)
 	if err != nil {
 		return projection.Applies, "", err
 	}
-	outcome, err = f.folder.Begin(e, schema)
+	outcome, err = f.folder.Begin(e, writer)
 	if err != nil {
 		return outcome, err.Error(), nil //nolint:nilerr // poison, which is told
 	}

@@ -14,6 +14,7 @@ import (
 	"github.com/refoldhq/refold/pkg/eventstore"
 	"github.com/refoldhq/refold/pkg/postgres"
 	"github.com/refoldhq/refold/pkg/projection"
+	"github.com/refoldhq/refold/pkg/registry"
 )
 
 // Feeds tells subscribers about changes of read models: one reader of the log for
@@ -22,7 +23,7 @@ import (
 type Feeds struct {
 	reader  *Reader
 	log     Log
-	schemas Schemas
+	schemas registry.Schemas
 	pool    *pgxpool.Pool
 	logger  *slog.Logger
 
@@ -46,7 +47,7 @@ const (
 )
 
 // NewFeeds returns feeds of a reader's models. The caller closes them.
-func NewFeeds(reader *Reader, pool *pgxpool.Pool, log Log, schemas Schemas, logger *slog.Logger) *Feeds {
+func NewFeeds(reader *Reader, pool *pgxpool.Pool, log Log, schemas registry.Schemas, logger *slog.Logger) *Feeds {
 	ctx, cancel := context.WithCancel(context.Background())
 	return &Feeds{reader: reader, log: log, schemas: schemas, pool: pool, logger: logger, feeds: make(map[string]*feed), ctx: ctx, cancel: cancel}
 }

@@ -231,7 +231,7 @@ type fold struct {
 	*rowsAt
 	job     *job
 	folder  *projection.Folder
-	schemas schemaCache
+	schemas *schemaCache
 	skip    map[string]engine.Decisions // by category
 }
 
@@ -252,19 +252,15 @@ func (f *fold) event(ctx context.Context, e *event.Event, rows map[string]*proje
 	if from, is := parked[e.Stream]; is && e.Seq >= from || skip.Skips(e) || !f.plan.Uses(e.Category, e.Type) {
 		return nil
 	}
-	schema, why, err := f.schemas.of(e)
+	writer, err := f.schemas.of(e)
 	if err != nil {
 		return err
 	}
-	outcome := projection.Filtered
-	if why == "" {
-		outcome, err = f.folder.Begin(e, schema)
-	}
-	if why != "" || err != nil {
+	switch outcome, err := f.folder.Begin(e, writer); {
+	case err != nil:
 		parked[e.Stream] = e.Seq
 		return nil //nolint:nilerr // nothing of the stream is folded any more
-	}
-	if outcome == projection.Filtered {
+	case outcome == projection.Filtered:
 		return nil
 	}
 	for key := range f.folder.Keys() {

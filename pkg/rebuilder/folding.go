@@ -2,8 +2,6 @@ package rebuilder
 
 import (
 	"context"
-	"errors"
-	"fmt"
 	"strings"
 	"time"
 
@@ -75,11 +73,11 @@ func (l *loader) apply(e *event.Event) (why string, err error) {
 	if !plan.Shared() && !l.inRange(bytesOf(e.Stream)) {
 		return "", nil
 	}
-	schema, why, err := l.schemas.of(e)
-	if schema == nil {
-		return why, err
+	writer, err := l.schemas.of(e)
+	if err != nil {
+		return "", err
 	}
-	outcome, poison := l.folder.Begin(e, schema)
+	outcome, poison := l.folder.Begin(e, writer)
 	if poison != nil {
 		return poison.Error(), nil
 	}
@@ -156,33 +154,29 @@ func (l *loader) shrink() {
 // schemaCache keeps the schemas that the registry has answered with. It is not safe
 // for concurrent use.
 type schemaCache struct {
-	registry engine.Schemas
+	registry registry.Schemas
 	known    map[int]*avro.Schema
 }
 
-func newSchemaCache(registry engine.Schemas) schemaCache {
-	return schemaCache{registry, make(map[int]*avro.Schema)}
+func newSchemaCache(registry registry.Schemas) *schemaCache {
+	return &schemaCache{registry, make(map[int]*avro.Schema)}
 }
 
-// of returns the schema that an event was written with, or why there is none.
-func (c schemaCache) of(e *event.Event) (schema *avro.Schema, why string, err error) {
-	const unknown = "the value names no schema that the registry has"
-	id, _, err := avro.SplitFrame(e.Value)
-	if err != nil {
-		return nil, unknown, nil //nolint:nilerr // poison
-	}
+// of returns the schema that an event was written with; nil where there is none.
+func (c *schemaCache) of(e *event.Event) (*avro.Schema, error) {
+	return registry.WriterIfKnown(context.Background(), c, e.Value)
+}
+
+// SchemaByID asks the registry once for each schema.
+func (c *schemaCache) SchemaByID(ctx context.Context, id int) (*avro.Schema, error) {
 	if schema := c.known[id]; schema != nil {
-		return schema, "", nil
+		return schema, nil
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), lookUpTimeout)
+	ctx, cancel := context.WithTimeout(ctx, lookUpTimeout)
 	defer cancel()
-	schema, err = c.registry.SchemaByID(ctx, id)
-	if errors.Is(err, registry.ErrUnknownSchema) {
-		return nil, unknown, nil
+	schema, err := c.registry.SchemaByID(ctx, id)
+	if err == nil {
+		c.known[id] = schema
 	}
-	if err != nil {
-		return nil, "", fmt.Errorf("looking up the schema %d: %w: %w", id, errBroker, err)
-	}
-	c.known[id] = schema
-	return schema, "", nil
+	return schema, err
 }

@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/refoldhq/refold/pkg/postgres"
+	"github.com/refoldhq/refold/pkg/registry"
 )
 
 // load loads every partition that is not loaded.
@@ -68,7 +69,7 @@ const codeLoaded = "RF050"
 
 // transient tells whether the steps may be tried again from the catalogue.
 func transient(err error) bool {
-	return postgres.Transient(err) || errors.Is(err, errBroker) || postgres.IsCode(err, codeLoaded)
+	return postgres.Transient(err) || errors.Is(err, errBroker) || errors.Is(err, registry.ErrUnavailable) || postgres.IsCode(err, codeLoaded)
 }
 
 // loadPart loads one partition: its rows, progress and digest go in one

@@ -27,7 +27,7 @@ type loader struct {
 	opened bool   // the transaction on conn is open
 
 	folder  *projection.Folder
-	schemas schemaCache
+	schemas *schemaCache
 	skip    engine.Decisions
 
 	seed  maphash.Seed

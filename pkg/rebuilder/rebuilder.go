@@ -39,6 +39,7 @@ import (
 	"github.com/refoldhq/refold/pkg/kafka"
 	"github.com/refoldhq/refold/pkg/projection"
 	"github.com/refoldhq/refold/pkg/readmodel"
+	"github.com/refoldhq/refold/pkg/registry"
 )
 
 // Config says where a rebuilder works.
@@ -60,7 +61,7 @@ type Config struct {
 type Deps struct {
 	// Pool needs a few connections; a job opens others of its own, see [Options].
 	Pool      *pgxpool.Pool
-	Schemas   engine.Schemas
+	Schemas   registry.Schemas
 	Contracts *avro.Contracts
 	// Definitions are those that are deployed.
 	Definitions []*projection.Definition
