@@ -13,7 +13,6 @@ import (
 	"github.com/refoldhq/refold/pkg/api"
 	"github.com/refoldhq/refold/pkg/eventstore"
 	"github.com/refoldhq/refold/pkg/postgres"
-	"github.com/refoldhq/refold/pkg/registry"
 	"github.com/refoldhq/refold/pkg/service"
 )
 
@@ -174,5 +173,5 @@ func (c *streamsCommand) renderer(s *service.Settings, pool *pgxpool.Pool) (*api
 	if err != nil {
 		return nil, err
 	}
-	return api.New(api.Config{}, api.Deps{Pool: pool, Registry: registry.New(pool), Contracts: contracts, Logger: s.Logger()}), nil
+	return api.New(api.Config{}, api.Deps{Pool: pool, Registry: s.Registry(pool), Contracts: contracts, Logger: s.Logger()}), nil
 }

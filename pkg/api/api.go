@@ -39,11 +39,17 @@ type Config struct {
 	ReadTimeout time.Duration
 }
 
+// Registry finds schemas by id and serves Confluent's API.
+type Registry interface {
+	registry.Schemas
+	Handler() http.Handler
+}
+
 // Deps are what the API stands on.
 type Deps struct {
 	Store     *eventstore.Store
 	Pool      *pgxpool.Pool
-	Registry  *registry.Registry
+	Registry  Registry
 	Contracts *avro.Contracts
 	// SchemaIDs are those of the newest version of every event type.
 	SchemaIDs registry.IDs
@@ -95,7 +101,7 @@ func (a *API) Register(mux *http.ServeMux) {
 			problem.New(http.StatusMethodNotAllowed, "method-not-allowed", "The method is not allowed here", "allowed: "+methods).Write(w)
 		})
 	}
-	mux.Handle("/schema-registry/", http.StripPrefix("/schema-registry", registry.Handler(a.deps.Registry)))
+	mux.Handle("/schema-registry/", http.StripPrefix("/schema-registry", a.deps.Registry.Handler()))
 }
 
 // NotFound answers what no route matches.
@@ -183,6 +189,8 @@ func (a *API) toProblem(err error) *problem.Problem {
 		return unavailable(err, "unavailable", "Too many appends wait already", "nothing has happened; try again")
 	case errors.Is(err, eventstore.ErrUnavailable):
 		return unavailable(err, "unavailable", "The event store is not available", "nothing has happened; try again")
+	case errors.Is(err, registry.ErrUnavailable):
+		return unavailable(err, "unavailable", "The schema registry is not available", "try again")
 	case !errors.Is(err, eventstore.ErrInternal) && (postgres.Transient(err) || postgres.Classify(err) == postgres.ClassCanceled):
 		return unavailable(err, "unavailable", "The database is not available", "try again")
 	default:

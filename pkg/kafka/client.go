@@ -47,7 +47,7 @@ func (c Config) Options() ([]kgo.Opt, error) {
 	switch protocol {
 	case "", "PLAINTEXT", "SASL_PLAINTEXT":
 	case "SSL", "SASL_SSL":
-		config, err := c.tls()
+		config, err := TLS("KAFKA_SSL", c.TLSCAFile, c.TLSCertFile, c.TLSKeyFile)
 		if err != nil {
 			return nil, err
 		}
@@ -71,25 +71,31 @@ func (c Config) Options() ([]kgo.Opt, error) {
 	return options, nil
 }
 
-func (c Config) tls() (*tls.Config, error) {
+// TLS reads certificates (PEM) by which a server is trusted, those of the system
+// where caFile is empty, and our own with its key, if any. Errors name the settings
+// <name>_CA_FILE, <name>_CERT_FILE and <name>_KEY_FILE.
+func TLS(name, caFile, certFile, keyFile string) (*tls.Config, error) {
+	if (certFile == "") != (keyFile == "") {
+		return nil, fmt.Errorf("%[1]s_CERT_FILE and %[1]s_KEY_FILE belong together: one of them is missing", name)
+	}
 	config := &tls.Config{MinVersion: tls.VersionTLS12}
-	if c.TLSCertFile != "" {
-		own, err := tls.LoadX509KeyPair(c.TLSCertFile, c.TLSKeyFile)
+	if certFile != "" {
+		own, err := tls.LoadX509KeyPair(certFile, keyFile)
 		if err != nil {
-			return nil, fmt.Errorf("reading KAFKA_SSL_CERT_FILE and KAFKA_SSL_KEY_FILE: %w", err)
+			return nil, fmt.Errorf("reading %[1]s_CERT_FILE and %[1]s_KEY_FILE: %[2]w", name, err)
 		}
 		config.Certificates = []tls.Certificate{own}
 	}
-	if c.TLSCAFile == "" {
+	if caFile == "" {
 		return config, nil
 	}
-	pem, err := os.ReadFile(c.TLSCAFile)
+	pem, err := os.ReadFile(caFile)
 	if err != nil {
-		return nil, fmt.Errorf("reading KAFKA_SSL_CA_FILE: %w", err)
+		return nil, fmt.Errorf("reading %s_CA_FILE: %w", name, err)
 	}
 	config.RootCAs = x509.NewCertPool()
 	if !config.RootCAs.AppendCertsFromPEM(pem) {
-		return nil, fmt.Errorf("KAFKA_SSL_CA_FILE %s holds no certificate", c.TLSCAFile)
+		return nil, fmt.Errorf("%s_CA_FILE: %s holds no certificate", name, caFile)
 	}
 	return config, nil
 }

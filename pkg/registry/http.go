@@ -26,7 +26,10 @@ const (
 	codeForbidden   = 42205
 	codeNoMode      = 40409
 	codeUnavailable = 50001
+	codeForwarding  = 50003
 )
+
+const contentType = "application/vnd.schemaregistry.v1+json"
 
 // maxBody bounds a request.
 const maxBody = 1 << 20
@@ -35,7 +38,7 @@ type handler struct{ registry *Registry }
 
 // Handler serves Confluent's Schema Registry API, to be mounted below a prefix
 // that is stripped.
-func Handler(r *Registry) http.Handler {
+func (r *Registry) Handler() http.Handler {
 	h := handler{r}
 	mux := http.NewServeMux()
 	for pattern, f := range map[string]func(*http.Request) (any, error){
@@ -73,13 +76,13 @@ func Handler(r *Registry) http.Handler {
 		return v.Schema, err
 	}))
 	mux.HandleFunc("GET /schemas/ids/{id}/schema", raw(func(r *http.Request) (string, error) {
-		id, err := h.id(r)
+		id, err := idOf(r)
 		if err != nil {
 			return "", err
 		}
 		return h.registry.source(r.Context(), id)
 	}))
-	mux.HandleFunc("/", answer(func(*http.Request) (any, error) { return nil, &apiError{http.StatusNotFound, "HTTP 404 Not Found"} }))
+	mux.HandleFunc("/", answer(func(*http.Request) (any, error) { return nil, errNotFound }))
 	return mux
 }
 
@@ -90,6 +93,8 @@ type apiError struct {
 }
 
 func (e *apiError) Error() string { return e.message }
+
+var errNotFound = &apiError{http.StatusNotFound, "HTTP 404 Not Found"}
 
 func (e *apiError) status() int {
 	if e.code >= 10000 {
@@ -102,14 +107,18 @@ func answer(f func(*http.Request) (any, error)) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		r.Body = http.MaxBytesReader(w, r.Body, maxBody)
 		v, err := f(r)
-		w.Header().Set("Content-Type", "application/vnd.schemaregistry.v1+json")
-		if err != nil {
-			e := toAPI(err)
-			w.WriteHeader(e.status())
-			v = map[string]any{"error_code": e.code, "message": e.message}
-		}
-		json.NewEncoder(w).Encode(v) // a client that has gone needs no answer
+		write(w, v, err)
 	}
+}
+
+func write(w http.ResponseWriter, v any, err error) {
+	w.Header().Set("Content-Type", contentType)
+	if err != nil {
+		e := toAPI(err)
+		w.WriteHeader(e.status())
+		v = map[string]any{"error_code": e.code, "message": e.message}
+	}
+	json.NewEncoder(w).Encode(v) // a client that has gone needs no answer
 }
 
 func toAPI(err error) *apiError {
@@ -176,16 +185,20 @@ func (h handler) lookup(r *http.Request) (Version, error) {
 func raw(f func(*http.Request) (string, error)) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		source, err := f(r)
-		if err != nil {
-			answer(func(*http.Request) (any, error) { return nil, err })(w, r)
-			return
-		}
-		w.Header().Set("Content-Type", "application/vnd.schemaregistry.v1+json")
-		io.WriteString(w, source) // a client that has gone needs no answer
+		writeRaw(w, source, err)
 	}
 }
 
-func (h handler) id(r *http.Request) (int, error) {
+func writeRaw(w http.ResponseWriter, source string, err error) {
+	if err != nil {
+		write(w, nil, err)
+		return
+	}
+	w.Header().Set("Content-Type", contentType)
+	io.WriteString(w, source) // a client that has gone needs no answer
+}
+
+func idOf(r *http.Request) (int, error) {
 	id, err := strconv.Atoi(r.PathValue("id"))
 	if err != nil {
 		return 0, ErrUnknownSchema
@@ -194,7 +207,7 @@ func (h handler) id(r *http.Request) (int, error) {
 }
 
 func (h handler) schema(r *http.Request) (any, error) {
-	id, err := h.id(r)
+	id, err := idOf(r)
 	if err != nil {
 		return nil, err
 	}
@@ -203,7 +216,7 @@ func (h handler) schema(r *http.Request) (any, error) {
 }
 
 func (h handler) usages(r *http.Request) (any, error) {
-	id, err := h.id(r)
+	id, err := idOf(r)
 	if err != nil {
 		return nil, err
 	}
@@ -216,7 +229,7 @@ func (h handler) usages(r *http.Request) (any, error) {
 }
 
 func (h handler) usingSubjects(r *http.Request) (any, error) {
-	id, err := h.id(r)
+	id, err := idOf(r)
 	if err != nil {
 		return nil, err
 	}

@@ -1,9 +1,11 @@
-// Package registry keeps schemas by id and by subject: in Postgres, with
-// Confluent's REST API in front, so that other tools decode refold's topics
-// without another server.
+// Package registry keeps schemas by id and by subject, so that other tools decode
+// refold's topics: the built-in [Registry] in Postgres, with Confluent's REST API in
+// front, or a [Remote] one in its place, which is somebody else's.
 //
-// An id stands for one schema for ever. A schema that is registered again, under
-// any subject, has the id that it got first.
+// An id stands for one schema for ever. Whoever gave it, the table refold.schema
+// says which: so the log can be read while the remote registry is away, and one that
+// gives an id to another schema is found out. The built-in registry gives a schema
+// that is registered again, under any subject, the id that it got first.
 package registry
 
 import (
@@ -11,7 +13,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"sync"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -19,8 +20,7 @@ import (
 	"github.com/refoldhq/refold/pkg/avro"
 )
 
-// ErrUnknownSchema says that no schema has the id. Any other error of a look-up
-// means that the registry could not be asked.
+// ErrUnknownSchema says that no schema has the id.
 var ErrUnknownSchema = errors.New("unknown schema id")
 
 // ErrUnknownSubject and ErrUnknownVersion say that a subject or a version of it
@@ -31,17 +31,10 @@ var (
 )
 
 // Registry is the built-in registry. It is safe for concurrent use.
-type Registry struct {
-	pool *pgxpool.Pool
-
-	mu   sync.RWMutex
-	byID map[int]*avro.Schema // ids never change their meaning, so this only grows
-}
+type Registry struct{ ids }
 
 // New returns the registry of a database.
-func New(pool *pgxpool.Pool) *Registry {
-	return &Registry{pool: pool, byID: make(map[int]*avro.Schema)}
-}
+func New(pool *pgxpool.Pool) *Registry { return &Registry{newIDs(pool)} }
 
 // Register makes schema a version of subject, unless it is one already, and
 // returns its id. A schema that the subject's level of compatibility does not
@@ -71,8 +64,8 @@ func (r *Registry) register(ctx context.Context, subject string, schema *avro.Sc
 func register(ctx context.Context, tx pgx.Tx, subject string, schema *avro.Schema, upcast []*avro.Schema) (id int, err error) {
 	fingerprint := schema.Fingerprint()
 	var there bool
-	err = tx.QueryRow(ctx, `select id, exists (select from refold.subject_version v where v.subject = $2 and v.schema = s.id)
-		from refold.schema s where fingerprint = $1`, fingerprint[:], subject).Scan(&id, &there)
+	err = tx.QueryRow(ctx, `select id, exists (select from refold.subject_version v where v.subject = $2 and v.schema = s.id) as there
+		from refold.schema s where fingerprint = $1 order by there desc, id limit 1`, fingerprint[:], subject).Scan(&id, &there)
 	fresh := errors.Is(err, pgx.ErrNoRows)
 	if err != nil && !fresh || there {
 		return id, err
@@ -80,12 +73,13 @@ func register(ctx context.Context, tx pgx.Tx, subject string, schema *avro.Schem
 	if err := checkRegistration(ctx, tx, subject, schema, upcast); err != nil {
 		return 0, err
 	}
-	if fresh {
-		err = tx.QueryRow(ctx, `insert into refold.schema (id, fingerprint, source) values (nextval('refold.schema_id'), $1, $2) returning id`,
-			fingerprint[:], schema.String()).Scan(&id)
-		if err != nil {
+	for fresh { // until there is an id that no external registry has given out before
+		err = tx.QueryRow(ctx, `insert into refold.schema (id, fingerprint, source) values (nextval('refold.schema_id'), $1, $2)
+			on conflict (id) do nothing returning id`, fingerprint[:], schema.String()).Scan(&id)
+		if err != nil && !errors.Is(err, pgx.ErrNoRows) {
 			return 0, err
 		}
+		fresh = err != nil
 	}
 	_, err = tx.Exec(ctx, `insert into refold.subject_version (subject, version, schema)
 		select $1, coalesce(max(version), 0) + 1, $2 from refold.subject_version where subject = $1`, subject, id)
@@ -103,6 +97,10 @@ func checkRegistration(ctx context.Context, tx pgx.Tx, subject string, schema *a
 	if err != nil {
 		return err
 	}
+	return checkCompatible(subject, level, schema, list, upcast)
+}
+
+func checkCompatible(subject string, level avro.Level, schema *avro.Schema, list []Version, upcast []*avro.Schema) error {
 	var before []avro.Numbered
 	for _, v := range list {
 		old, err := avro.Parse([]byte(v.Schema))
@@ -117,39 +115,6 @@ func checkRegistration(ctx context.Context, tx pgx.Tx, subject string, schema *a
 		return &Incompatible{Subject: subject, Level: level, Reasons: reasons}
 	}
 	return nil
-}
-
-// SchemaByID returns the schema with an id, or [ErrUnknownSchema].
-func (r *Registry) SchemaByID(ctx context.Context, id int) (*avro.Schema, error) {
-	r.mu.RLock()
-	known := r.byID[id]
-	r.mu.RUnlock()
-	if known != nil {
-		return known, nil
-	}
-	source, err := r.source(ctx, id)
-	if err != nil {
-		return nil, err
-	}
-	schema, err := avro.Parse([]byte(source))
-	if err != nil {
-		return nil, fmt.Errorf("parsing schema %d: %w", id, err)
-	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.byID[id] = schema
-	return schema, nil
-}
-
-func (r *Registry) source(ctx context.Context, id int) (source string, err error) {
-	err = r.pool.QueryRow(ctx, `select source from refold.schema where id = $1`, id).Scan(&source)
-	if errors.Is(err, pgx.ErrNoRows) {
-		return "", fmt.Errorf("%w: %d", ErrUnknownSchema, id)
-	}
-	if err != nil {
-		return "", fmt.Errorf("reading schema %d: %w", id, err)
-	}
-	return source, nil
 }
 
 // Version is one version of a subject.
@@ -199,14 +164,12 @@ func (r *Registry) Find(ctx context.Context, subject string, schema *avro.Schema
 	if err != nil {
 		return Version{}, err
 	}
-	fingerprint := schema.Fingerprint()
-	var id int
-	err = r.pool.QueryRow(ctx, `select id from refold.schema where fingerprint = $1`, fingerprint[:]).Scan(&id)
-	if err != nil && !errors.Is(err, pgx.ErrNoRows) {
-		return Version{}, fmt.Errorf("looking for a schema: %w", err)
-	}
 	for _, v := range list {
-		if err == nil && v.ID == id {
+		known, err := r.SchemaByID(ctx, v.ID)
+		if err != nil {
+			return Version{}, err
+		}
+		if known.Fingerprint() == schema.Fingerprint() {
 			return v, nil
 		}
 	}
@@ -272,17 +235,30 @@ type IDs map[string]map[string]int
 // under <topic>-<full name of the record>. Where a category says how versions must
 // fit together, it is said of its subjects too.
 func (r *Registry) RegisterContracts(ctx context.Context, contracts *avro.Contracts, topicOf func(category string) string) (IDs, error) {
+	return eachVersion(contracts, topicOf, func(v contractVersion) (int, error) {
+		if err := r.adoptLevel(ctx, v.subject, v.level); err != nil {
+			return 0, err
+		}
+		return r.register(ctx, v.subject, v.schema, v.upcast)
+	})
+}
+
+// contractVersion is a version of an event type, as it is to be registered.
+type contractVersion struct {
+	subject string
+	schema  *avro.Schema
+	level   avro.Level     // "" where the category has none
+	upcast  []*avro.Schema // the versions that an upcaster lies behind
+}
+
+func eachVersion(contracts *avro.Contracts, topicOf func(category string) string, register func(contractVersion) (id int, err error)) (IDs, error) {
 	ids := make(IDs)
 	for _, category := range contracts.Categories() {
 		ids[category.Name] = make(map[string]int)
 		for _, typ := range category.Types {
 			for i, schema := range typ.Versions {
-				subject := topicOf(category.Name) + "-" + schema.FullName()
-				if err := r.adoptLevel(ctx, subject, category.Compatibility); err != nil {
-					return nil, err
-				}
-				upcast := typ.Versions[:i-len(typ.Comparable(i+1))]
-				id, err := r.register(ctx, subject, schema, upcast)
+				id, err := register(contractVersion{subject: topicOf(category.Name) + "-" + schema.FullName(), schema: schema,
+					level: category.Compatibility, upcast: typ.Versions[:i-len(typ.Comparable(i+1))]})
 				if err != nil {
 					return nil, err
 				}

@@ -30,7 +30,7 @@ func setup(t *testing.T) *sr.Client {
 	require.NoError(t, err)
 	t.Cleanup(pool.Close)
 	require.NoError(t, postgres.Migrate(t.Context(), pool))
-	server := httptest.NewServer(registry.Handler(registry.New(pool)))
+	server := httptest.NewServer(registry.New(pool).Handler())
 	t.Cleanup(server.Close)
 	client, err := sr.NewClient(sr.URLs(server.URL))
 	require.NoError(t, err)
@@ -237,7 +237,7 @@ func TestALevelGoesWithTheCategorysOwn(t *testing.T) {
 
 func TestAnySchemaIsCompatibleWithASubjectThatDoesNotExist(t *testing.T) {
 	t.Parallel()
-	server := httptest.NewServer(registry.Handler(registry.New(devstack.MigratedDatabase(t))))
+	server := httptest.NewServer(registry.New(devstack.MigratedDatabase(t)).Handler())
 	t.Cleanup(server.Close)
 	for version, want := range map[string]struct {
 		status int

@@ -15,6 +15,7 @@ import (
 	"github.com/refoldhq/refold/pkg/engine"
 	"github.com/refoldhq/refold/pkg/postgres"
 	"github.com/refoldhq/refold/pkg/problem"
+	"github.com/refoldhq/refold/pkg/registry"
 )
 
 // Component is one thing that a program does: appending, relaying, feeding
@@ -60,6 +61,9 @@ func NewHost(s *Settings, program string, admin Admin) (*Host, error) {
 	h := &Host{Settings: s, Log: s.Logger(), Registry: NewRegistry(program), Health: &Health{}, Mux: http.NewServeMux(), program: program, admin: admin,
 		previous: up, waiting: make(map[string]error)}
 	h.Mux.HandleFunc("/", h.fallback)
+	if s.registry != nil { // what is known goes on without it
+		h.Health.Note("schema registry", s.registry.Ping)
+	}
 	h.service = Service{Log: h.Log, Health: h.Health, DrainDelay: admin.DrainDelay, Panics: newPanics(h.Registry)}
 	_, err := h.service.Serve("admin server", admin.AdminAddr, nil, AdminHandler(h.Health, h.Registry))
 	if err != nil {
@@ -128,7 +132,7 @@ func (h *Host) start(ctx context.Context, c Component) error {
 func waits(err error) bool {
 	var unreachable *brokersUnreachable
 	var issuer *issuerUnreachable
-	return postgres.Transient(err) || errors.Is(err, errSchema) || errors.Is(err, engine.ErrNoCategory) || errors.As(err, &unreachable) || errors.As(err, &issuer)
+	return postgres.Transient(err) || errors.Is(err, errSchema) || errors.Is(err, engine.ErrNoCategory) || errors.Is(err, registry.ErrUnavailable) || errors.As(err, &unreachable) || errors.As(err, &issuer)
 }
 
 func (h *Host) note(name string, reason error) {

@@ -1,10 +1,12 @@
 package service
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"net/http"
 	"os"
 	"strings"
 	"time"
@@ -30,15 +32,16 @@ type Settings struct {
 	Schemas   string           `help:"Folder of contracts (events/, projections/); those compiled in where it is empty." placeholder:"DIR" env:"REFOLD_SCHEMAS" type:"existingdir" group:"Settings"`
 	Version   kong.VersionFlag `help:"Print the version and exit." env:"-" group:"Settings"`
 
-	DatabaseURL       string `help:"Postgres to work on: a URL or keyword/value pairs. Where it is empty, the PG* variables are taken." placeholder:"URL" env:"DATABASE_URL" group:"Connections"`
-	DatabaseURLFile   string `help:"File that holds the database URL." placeholder:"FILE" env:"DATABASE_URL_FILE" group:"Connections"`
-	Kafka             Kafka  `embed:"" prefix:"kafka-" group:"Connections"`
-	SchemaRegistryURL string `help:"Reserved for an external schema registry, which cannot be used yet; the built-in one has Confluent's API." placeholder:"URL" env:"SCHEMA_REGISTRY_URL" group:"Connections"`
+	DatabaseURL     string         `help:"Postgres to work on: a URL or keyword/value pairs. Where it is empty, the PG* variables are taken." placeholder:"URL" env:"DATABASE_URL" group:"Connections"`
+	DatabaseURLFile string         `help:"File that holds the database URL." placeholder:"FILE" env:"DATABASE_URL_FILE" group:"Connections"`
+	Kafka           Kafka          `embed:"" prefix:"kafka-" group:"Connections"`
+	SchemaRegistry  SchemaRegistry `embed:"" prefix:"schema-registry-" group:"Connections"`
 
 	contracts   fs.FS // those compiled in
 	upcasters   []avro.Upcaster
 	projections []*projection.Definition // in Go
 	program     string
+	registry    *registry.Client // of the external one; nil: the built-in one
 }
 
 // Kafka says how to reach the brokers.
@@ -52,6 +55,18 @@ type Kafka struct {
 	SSLCAFile        string   `name:"ssl-ca-file" help:"Certificates (PEM) by which brokers are trusted; those of the system where it is empty." env:"KAFKA_SSL_CA_FILE" placeholder:"FILE"`
 	SSLCertFile      string   `name:"ssl-cert-file" help:"Our own certificate (PEM)." env:"KAFKA_SSL_CERT_FILE" placeholder:"FILE"`
 	SSLKeyFile       string   `name:"ssl-key-file" help:"Key of our own certificate (PEM)." env:"KAFKA_SSL_KEY_FILE" placeholder:"FILE"`
+}
+
+// SchemaRegistry says how to reach an external schema registry.
+type SchemaRegistry struct {
+	URL                   []string `help:"Servers of an external schema registry (Confluent's API) that takes the place of the built-in one, separated by commas." env:"SCHEMA_REGISTRY_URL" placeholder:"URL"`
+	BasicAuthUserInfo     string   `help:"User at the registry and password, user:password; better in a file." env:"SCHEMA_REGISTRY_BASIC_AUTH_USER_INFO" placeholder:"TEXT"`
+	BasicAuthUserInfoFile string   `help:"File that holds user:password." env:"SCHEMA_REGISTRY_BASIC_AUTH_USER_INFO_FILE" placeholder:"FILE"`
+	BearerAuthToken       string   `help:"Token at the registry, in the place of a user; better in a file." env:"SCHEMA_REGISTRY_BEARER_AUTH_TOKEN" placeholder:"TEXT"`
+	BearerAuthTokenFile   string   `help:"File that holds the token." env:"SCHEMA_REGISTRY_BEARER_AUTH_TOKEN_FILE" placeholder:"FILE"`
+	SSLCAFile             string   `name:"ssl-ca-file" help:"Certificates (PEM) by which the registry is trusted; those of the system where it is empty." env:"SCHEMA_REGISTRY_SSL_CA_FILE" placeholder:"FILE"`
+	SSLCertFile           string   `name:"ssl-cert-file" help:"Our own certificate (PEM)." env:"SCHEMA_REGISTRY_SSL_CERT_FILE" placeholder:"FILE"`
+	SSLKeyFile            string   `name:"ssl-key-file" help:"Key of our own certificate (PEM)." env:"SCHEMA_REGISTRY_SSL_KEY_FILE" placeholder:"FILE"`
 }
 
 // Admin is embedded by commands that run until they are stopped, with the tag
@@ -77,8 +92,8 @@ func (s *Settings) load() error {
 	if (s.Kafka.SSLCertFile == "") != (s.Kafka.SSLKeyFile == "") {
 		return errors.New("KAFKA_SSL_CERT_FILE and KAFKA_SSL_KEY_FILE belong together: one of them is missing")
 	}
-	if s.SchemaRegistryURL != "" { // better refused than without effect
-		return errors.New("SCHEMA_REGISTRY_URL: an external schema registry cannot be used yet: unset it, the built-in one serves Confluent's API")
+	if err := s.loadRegistry(); err != nil {
+		return err
 	}
 	if len(s.Kafka.BootstrapServers) > 0 {
 		if _, err := s.Brokers("check").Options(); err != nil {
@@ -86,6 +101,26 @@ func (s *Settings) load() error {
 		}
 	}
 	return nil
+}
+
+// loadRegistry makes the client of an external schema registry, if there is one.
+func (s *Settings) loadRegistry() error {
+	r := &s.SchemaRegistry
+	if len(r.URL) == 0 {
+		return nil
+	}
+	if err := fromFile(&r.BasicAuthUserInfo, r.BasicAuthUserInfoFile, "SCHEMA_REGISTRY_BASIC_AUTH_USER_INFO"); err != nil {
+		return err
+	}
+	if err := fromFile(&r.BearerAuthToken, r.BearerAuthTokenFile, "SCHEMA_REGISTRY_BEARER_AUTH_TOKEN"); err != nil {
+		return err
+	}
+	tls, err := kafka.TLS("SCHEMA_REGISTRY_SSL", r.SSLCAFile, r.SSLCertFile, r.SSLKeyFile)
+	if err != nil {
+		return err
+	}
+	s.registry, err = registry.NewClient(registry.ClientConfig{URLs: r.URL, BasicAuthUserInfo: r.BasicAuthUserInfo, BearerAuthToken: r.BearerAuthToken, TLS: tls})
+	return err
 }
 
 func fromFile(value *string, file, name string) error {
@@ -145,8 +180,22 @@ func (s *Settings) Upcasters() (list []avro.Upcaster) {
 	return list
 }
 
-// Registry returns the schema registry.
-func (s *Settings) Registry(pool *pgxpool.Pool) *registry.Registry { return registry.New(pool) }
+// Registry finds schemas by id, and gives ids to those of contracts.
+type Registry interface {
+	registry.Schemas
+	RegisterContracts(ctx context.Context, contracts *avro.Contracts, topicOf func(category string) string) (registry.IDs, error)
+	// Handler serves Confluent's API.
+	Handler() http.Handler
+}
+
+// Registry returns the schema registry for the log in a database: the external one
+// that is set, or the built-in one.
+func (s *Settings) Registry(pool *pgxpool.Pool) Registry {
+	if s.registry != nil {
+		return registry.NewRemote(pool, s.registry, s.Logger())
+	}
+	return registry.New(pool)
+}
 
 // Definitions reads the projections' definitions, and adds those in Go. A name
 // belongs to one of them, or to several revisions of a fold in Go.
