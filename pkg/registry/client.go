@@ -249,6 +249,29 @@ func (c *Client) versions(ctx context.Context, subject string) (list []Version, 
 	return list, nil
 }
 
+// Events returns all versions of the events of a topic, by the full names of their
+// records, oldest first: those of the subjects <topic>-<full name of the record>.
+func (c *Client) Events(ctx context.Context, topic string) (map[string][]Version, error) {
+	subjects, err := c.api.Subjects(ctx)
+	if err != nil {
+		return nil, c.failure(err)
+	}
+	events := make(map[string][]Version)
+	for _, subject := range subjects {
+		name, of := strings.CutPrefix(subject, topic+"-")
+		if !of || name == "key" || name == "value" { // the subjects of a topic of one schema
+			continue
+		}
+		list, err := c.versions(ctx, subject)
+		if err != nil {
+			return nil, err
+		}
+		slices.SortFunc(list, func(a, b Version) int { return a.Version - b.Version })
+		events[name] = list
+	}
+	return events, nil
+}
+
 // create registers a schema.
 func (c *Client) create(ctx context.Context, subject string, schema *avro.Schema) (id int, err error) {
 	id, err = c.api.RegisterSchema(ctx, subject, sr.Schema{Schema: schema.String()}, -1, -1)

@@ -2,6 +2,7 @@ package service
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"maps"
@@ -15,6 +16,7 @@ import (
 
 	"github.com/refoldhq/refold/pkg/aggregate"
 	"github.com/refoldhq/refold/pkg/avro"
+	"github.com/refoldhq/refold/pkg/kafka"
 )
 
 // SchemaCommand is `writer schema`: what is made from schemas, and schemas from
@@ -22,6 +24,7 @@ import (
 type SchemaCommand struct {
 	Golden goldenCommand `cmd:"" help:"Write golden events of every version that has none: from then on it can neither change nor go."`
 	Go     goCommand     `cmd:"" help:"Write a Go file with a struct for every event type."`
+	Pull   pullCommand   `cmd:"" help:"Write the event schemas of categories as the external schema registry has them to the folder of contracts."`
 	FromGo fromGoCommand `cmd:"" help:"Write the schemas of the events of this program's aggregates: those that are missing, and a next version of those whose structs have changed."`
 
 	// Aggregates are those of the program, for from-go.
@@ -79,6 +82,73 @@ func (c *goldenCommand) Run(s *Settings) error {
 	}
 	_, err = contracts.CheckGolden(os.DirFS(s.Schemas))
 	return err
+}
+
+type pullCommand struct {
+	Categories []string `arg:"" help:"Categories whose events are taken, from the subjects <prefix>.<category in lower case>-<event>."`
+}
+
+// Run writes the schemas that are missing in the folder, and none where one that is
+// there differs.
+func (c *pullCommand) Run(ctx context.Context, s *Settings) error {
+	switch {
+	case s.Schemas == "":
+		return Usage(errNoFolder)
+	case s.registry == nil:
+		return Usage(errors.New("there is no external schema registry to pull from: set SCHEMA_REGISTRY_URL"))
+	}
+	files := make(map[string][]byte)
+	for _, category := range c.Categories {
+		topic := kafka.TopicName(s.Prefix, category)
+		events, err := s.registry.Events(ctx, topic)
+		if err != nil {
+			return fmt.Errorf("asking for the schemas of %s: %w", category, err)
+		}
+		if len(events) == 0 {
+			return fmt.Errorf("%s has no subject %s-<event>: are the events of %s registered there, and is --prefix=%s right?", s.registry, topic, category, s.Prefix)
+		}
+		for _, list := range events {
+			for i, version := range list {
+				schema, err := avro.Parse([]byte(version.Schema))
+				if err != nil {
+					return fmt.Errorf("version %d of %s: %w", version.Version, version.Subject, err)
+				}
+				files[path.Join("events", category, fmt.Sprintf("%s.v%d.avsc", schema.Name(), i+1))] = append([]byte(version.Schema), '\n')
+			}
+		}
+	}
+	names := slices.Sorted(maps.Keys(files))
+	var missing []string
+	for _, name := range names {
+		present, err := os.ReadFile(filepath.Join(s.Schemas, filepath.FromSlash(name)))
+		switch {
+		case errors.Is(err, os.ErrNotExist):
+			missing = append(missing, name)
+		case err != nil:
+			return fmt.Errorf("reading what is there: %w", err)
+		case !sameSchema(present, files[name]):
+			return fmt.Errorf("%s is another schema than the one that %s has: one of them has changed, which a version never does", name, s.registry)
+		}
+	}
+	for _, name := range missing {
+		if err := writeFile(filepath.Join(s.Schemas, filepath.FromSlash(name)), files[name]); err != nil {
+			return err
+		}
+		fmt.Println(name)
+	}
+	if _, err := s.Contracts(); err != nil {
+		return fmt.Errorf("what the registry has are no contracts: %w", err)
+	}
+	return nil
+}
+
+func sameSchema(a, b []byte) bool {
+	one, err := avro.Parse(a)
+	if err != nil {
+		return false
+	}
+	other, err := avro.Parse(b)
+	return err == nil && one.Fingerprint() == other.Fingerprint()
 }
 
 type goCommand struct {

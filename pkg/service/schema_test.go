@@ -1,6 +1,7 @@
 package service
 
 import (
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"testing"
@@ -8,6 +9,10 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/refoldhq/refold/pkg/aggregate"
+	"github.com/refoldhq/refold/pkg/avro"
+	"github.com/refoldhq/refold/pkg/devstack"
+	"github.com/refoldhq/refold/pkg/kafka"
+	"github.com/refoldhq/refold/pkg/registry"
 	"github.com/refoldhq/refold/schemas"
 	"github.com/refoldhq/refold/schemas/user"
 )
@@ -78,4 +83,54 @@ func TestSchemasComeFromGoAndStayAsTheyWere(t *testing.T) {
 	require.NoError(t, check())
 	require.NoError(t, os.WriteFile(first, []byte(`{"type":"record","name":"UserEmailChanged","fields":[{"name":"newEmail","type":"string"},{"name":"reason","type":"string"}]}`), 0o600))
 	require.ErrorContains(t, check(), "UserEmailChanged.v1", "a version that was shipped does not change")
+}
+
+// `writer schema pull` takes the events of a category from an external registry,
+// writes what is missing, and nothing where a version has changed.
+func TestSchemasArePulledFromTheExternalRegistry(t *testing.T) {
+	t.Parallel()
+	kept := registry.New(devstack.MigratedDatabase(t))
+	server := httptest.NewServer(kept.Handler())
+	t.Cleanup(server.Close)
+	contracts, err := avro.LoadContracts(schemas.FS)
+	require.NoError(t, err)
+	_, err = kept.RegisterContracts(t.Context(), contracts, func(category string) string { return kafka.TopicName("refold", category) })
+	require.NoError(t, err)
+	other, err := avro.Parse([]byte(`{"type":"record","name":"Other","fields":[]}`))
+	require.NoError(t, err)
+	for _, subject := range []string{"refold.users-Other", "refold.user-value", "refold.us-Other"} {
+		_, err = kept.Register(t.Context(), subject, other)
+		require.NoError(t, err)
+	}
+
+	dir := t.TempDir()
+	settings := func(prefix string) *Settings {
+		s := &Settings{Prefix: prefix, Schemas: dir, SchemaRegistry: SchemaRegistry{URL: []string{server.URL}}}
+		require.NoError(t, s.loadRegistry())
+		return s
+	}
+	s, pull := settings("refold"), pullCommand{Categories: []string{"User"}}
+	require.NoError(t, pull.Run(t.Context(), s))
+	pulled, err := s.Contracts()
+	require.NoError(t, err)
+	want, _ := contracts.Category("User")
+	got, _ := pulled.Category("User")
+	require.Len(t, got.Types, len(want.Types))
+	for i, typ := range want.Types {
+		require.Equal(t, typ.Name, got.Types[i].Name)
+		require.Len(t, got.Types[i].Versions, len(typ.Versions))
+		require.Equal(t, typ.Newest().Fingerprint(), got.Types[i].Newest().Fingerprint())
+	}
+	require.NoError(t, pull.Run(t.Context(), s), "all is there")
+
+	file := filepath.Join(dir, "events", "User", "UserDeleted.v1.avsc")
+	require.NoError(t, os.WriteFile(file, []byte(`{"type":"record","name":"UserDeleted","fields":[{"name":"why","type":"string"}]}`), 0o600))
+	require.NoError(t, os.Remove(filepath.Join(dir, "events", "User", "UserCreated.v1.avsc")))
+	require.ErrorContains(t, pull.Run(t.Context(), s), "events/User/UserDeleted.v1.avsc is another schema")
+	require.NoFileExists(t, filepath.Join(dir, "events", "User", "UserCreated.v1.avsc"), "nothing is written")
+
+	require.ErrorContains(t, pull.Run(t.Context(), settings("another")), "no subject another.user-<event>")
+	require.ErrorContains(t, pull.Run(t.Context(), &Settings{Schemas: dir}), "SCHEMA_REGISTRY_URL")
+	server.Close()
+	require.ErrorIs(t, pull.Run(t.Context(), s), registry.ErrUnavailable)
 }
