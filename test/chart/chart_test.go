@@ -74,7 +74,7 @@ func TestVersionsAreConsistent(t *testing.T) {
 // The program's flags are what the chart sets: a variable that no program knows
 // would have no effect.
 func TestEveryVariableIsASettingOfAProgram(t *testing.T) {
-	known := regexp.MustCompile(`^((REFOLD|KAFKA|SERVICE_BINDING|DATABASE|PG)[A-Z_]+|GOMEMLIMIT)$`)
+	known := regexp.MustCompile(`^((REFOLD|KAFKA|SCHEMA_REGISTRY|SERVICE_BINDING|DATABASE|PG)[A-Z_]+|GOMEMLIMIT)$`)
 	flags := sourceFlags(t)
 	for name, objects := range renderedMatrix(t) {
 		if name == "environment" {

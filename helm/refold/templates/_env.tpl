@@ -7,6 +7,7 @@
 {{- $_ := merge $env (include "refold.databaseEnv" .root | fromYaml) }}
 {{- if .kafka }}{{ $_ := merge $env (include "refold.kafkaEnv" .root | fromYaml) }}{{ end }}
 {{- if .api }}{{ $_ := merge $env (include "refold.apiEnv" .root | fromYaml) }}{{ end }}
+{{- if .contracts }}{{ $_ := merge $env (include "refold.schemaRegistryEnv" .root | fromYaml) }}{{ end }}
 {{- if .contracts }}
 {{- if eq (include "refold.mountsContracts" .root) "true" }}
 {{- $_ := set $env "REFOLD_SCHEMAS" "/etc/refold/schemas" }}
@@ -73,6 +74,24 @@ KAFKA_SSL_CA_FILE: /etc/refold/kafka/ca.crt
 {{- if .clientCertificate.existingSecret }}
 KAFKA_SSL_CERT_FILE: /etc/refold/kafka-client/tls.crt
 KAFKA_SSL_KEY_FILE: /etc/refold/kafka-client/tls.key
+{{- end }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{- define "refold.schemaRegistryEnv" -}}
+{{- with .Values.schemaRegistry }}
+{{- if .url }}
+SCHEMA_REGISTRY_URL: {{ .url | quote }}
+{{- if .existingSecret }}
+{{- if .tokenKey }}
+SCHEMA_REGISTRY_BEARER_AUTH_TOKEN: {secretKeyRef: {name: {{ .existingSecret }}, key: {{ .tokenKey | quote }}}}
+{{- else }}
+SCHEMA_REGISTRY_BASIC_AUTH_USER_INFO: {secretKeyRef: {name: {{ .existingSecret }}, key: {{ .userInfoKey | quote }}}}
+{{- end }}
+{{- end }}
+{{- if .ca.existingSecret }}
+SCHEMA_REGISTRY_SSL_CA_FILE: /etc/refold/schema-registry/ca.crt
 {{- end }}
 {{- end }}
 {{- end }}

@@ -129,6 +129,7 @@ annotations:
 {{- define "refold.contractsHash" -}}
 {{- $c := .root.Values.contracts }}
 {{- $read := dict "events" $c.events "existing" $c.existing "path" $c.path }}
+{{- if $c.registry.categories }}{{ $_ := set $read "registry" $c.registry }}{{ end }}
 {{- if .all }}{{ $_ := set $read "definitions" $c.projections }}{{ end }}
 {{- $all := include "refold.definitions" .root | fromJson }}
 {{- range .projections }}{{ $_ := set $read (printf "definition %s" .) (get $all .) }}{{ end }}

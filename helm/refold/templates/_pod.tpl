@@ -53,6 +53,10 @@ topologySpreadConstraints:
 {{- with $root.extraPodSpec }}
 {{ toYaml . }}
 {{- end }}
+{{- if and .contracts $root.contracts.registry.categories }}
+initContainers:
+{{ include "refold.pull" . }}
+{{- end }}
 containers:
 {{ include "refold.container" . }}
 {{- if and .admin (not .job) }}
@@ -63,6 +67,27 @@ containers:
 {{- with include "refold.volumes" . }}
 volumes: {{- . | nindent 0 }}
 {{- end }}
+{{- end }}
+
+{{- /* Takes event schemas from the registry before the program starts. */}}
+{{- define "refold.pull" -}}
+{{- $root := .root.Values -}}
+- name: schemas
+  image: {{ include "refold.image" .root }}
+  imagePullPolicy: {{ $root.image.pullPolicy }}
+  command: {{- toYaml (concat (list "writer" "schema" "pull") $root.contracts.registry.categories) | nindent 2 }}
+  env: {{- include "refold.envList" (merge (dict "REFOLD_PREFIX" $root.prefix "REFOLD_SCHEMAS" "/etc/refold/schemas") (include "refold.schemaRegistryEnv" .root | fromYaml)) | nindent 2 }}
+  resources:
+    requests: {cpu: 10m, memory: 32Mi}
+    limits: {memory: 64Mi}
+  securityContext: {{- toYaml $root.securityContext | nindent 4 }}
+  volumeMounts:
+  {{- range $category := $root.contracts.registry.categories }}
+  - {name: {{ include "refold.eventsVolume" $category }}, mountPath: /etc/refold/schemas/events/{{ $category }}}
+  {{- end }}
+  {{- if $root.schemaRegistry.ca.existingSecret }}
+  - {name: schema-registry-ca, mountPath: /etc/refold/schema-registry, readOnly: true}
+  {{- end }}
 {{- end }}
 
 {{- define "refold.container" -}}

@@ -70,16 +70,24 @@
 
 {{- define "refold.validateContracts" -}}
 {{- $c := .Values.contracts }}
-{{- $events := or $c.events $c.existing.events }}
+{{- $events := or $c.events $c.existing.events $c.registry.categories }}
 {{- $projections := or $c.projections $c.existing.projections }}
 {{- if and $projections (not $events) }}
-{{- fail "contracts.events (or contracts.existing.events) is required where projections are given: pods read both from one folder" }}
+{{- fail "contracts.events (or contracts.existing.events, or contracts.registry.categories) is required where projections are given: pods read both from one folder" }}
 {{- end }}
 {{- if and $events (not $projections) .Values.projectors }}
 {{- fail "contracts.projections (or contracts.existing.projections) is required where events are given and projectors are to run" }}
 {{- end }}
 {{- if and $c.projections $c.existing.projections }}
 {{- fail "contracts.projections and contracts.existing.projections are both set: set one of them" }}
+{{- end }}
+{{- if and $c.registry.categories (not .Values.schemaRegistry.url) }}
+{{- fail "schemaRegistry.url is required with contracts.registry.categories: it is where the schemas are taken from" }}
+{{- end }}
+{{- range $category := $c.registry.categories }}
+{{- if or (hasKey $c.events $category) (hasKey $c.existing.events $category) }}
+{{- fail (printf "the events of %s come from the registry (contracts.registry.categories) and from contracts.events or contracts.existing.events: choose one" $category) }}
+{{- end }}
 {{- end }}
 {{- $named := dict }}
 {{- range $category, $_ := $c.events }}

@@ -1,6 +1,6 @@
 {{- define "refold.mountsContracts" -}}
 {{- with .Values.contracts }}
-{{- if or .events .projections .existing.events .existing.projections }}true{{ end }}
+{{- if or .events .projections .existing.events .existing.projections .registry.categories }}true{{ end }}
 {{- end }}
 {{- end }}
 
@@ -44,6 +44,14 @@
 {{- end }}
 {{- end }}
 {{- if .contracts }}
+{{- with $v.schemaRegistry }}
+{{- if and .url .ca.existingSecret }}
+- {name: schema-registry-ca, path: /etc/refold/schema-registry, source: {secret: {secretName: {{ .ca.existingSecret }}, items: [{key: {{ .ca.key | quote }}, path: ca.crt}]}}}
+{{- end }}
+{{- end }}
+{{- range $category := $v.contracts.registry.categories }}
+- {name: {{ include "refold.eventsVolume" $category }}, path: /etc/refold/schemas/events/{{ $category }}, source: {emptyDir: {}}}
+{{- end }}
 {{- range $category, $_ := $v.contracts.events }}
 - {name: {{ include "refold.eventsVolume" $category }}, path: /etc/refold/schemas/events/{{ $category }}, source: {configMap: {name: {{ $full }}-events-{{ lower $category }}}}}
 {{- end }}
