@@ -86,6 +86,9 @@ const compareParallel = 16
 // compare asks the registry about every id that the log knows. It is a [*Clash]
 // when the registry has another schema under one.
 func (r *Remote) compare(ctx context.Context) error {
+	if err := r.client.Ping(ctx); err != nil { // one failure, instead of another one each time
+		return err
+	}
 	rows, err := r.pool.Query(ctx, `select id from refold.schema order by id`)
 	if err != nil {
 		return fmt.Errorf("listing schemas: %w", err)

@@ -7,6 +7,7 @@ import (
 	"io"
 	"io/fs"
 	"net"
+	"net/url"
 	"os"
 	"strings"
 	"syscall"
@@ -14,6 +15,7 @@ import (
 	"github.com/refoldhq/refold/pkg/eventstore"
 	"github.com/refoldhq/refold/pkg/postgres"
 	"github.com/refoldhq/refold/pkg/readmodel"
+	"github.com/refoldhq/refold/pkg/registry"
 )
 
 // Exit codes of all programs.
@@ -65,6 +67,7 @@ func explain(err error) *Failure {
 	var conflict *eventstore.VersionConflict
 	var taken *eventstore.ClaimTaken
 	var op *net.OpError
+	var asked *url.Error
 	class := postgres.Classify(err)
 	switch {
 	case errors.As(err, &conflict), errors.As(err, &taken):
@@ -79,6 +82,8 @@ func explain(err error) *Failure {
 		return f.Because("another program listens there").Try("choose another address with --addr or --admin-addr")
 	case errors.As(err, &op) && op.Op == "listen":
 		return f.Because("the address is not one of this machine, or needs rights").Try("choose another one with --addr or --admin-addr")
+	case errors.Is(err, registry.ErrUnavailable) && (class == postgres.ClassOther || errors.As(err, &asked)):
+		return TryAgain(err).Try("check --schema-registry-url (SCHEMA_REGISTRY_URL), and whether the registry is up")
 	case class != postgres.ClassOther && class != postgres.ClassCanceled, postgres.Code(err) != "":
 		return explainPostgres(f, class)
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, fs.ErrPermission):

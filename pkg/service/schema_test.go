@@ -132,5 +132,7 @@ func TestSchemasArePulledFromTheExternalRegistry(t *testing.T) {
 	require.ErrorContains(t, pull.Run(t.Context(), settings("another")), "no subject another.user-<event>")
 	require.ErrorContains(t, pull.Run(t.Context(), &Settings{Schemas: dir}), "SCHEMA_REGISTRY_URL")
 	server.Close()
-	require.ErrorIs(t, pull.Run(t.Context(), s), registry.ErrUnavailable)
+	err = pull.Run(t.Context(), s)
+	require.ErrorIs(t, err, registry.ErrUnavailable)
+	require.Contains(t, explain(err).Next, "SCHEMA_REGISTRY_URL")
 }
