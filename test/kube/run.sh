@@ -519,8 +519,14 @@ stage_beside() {
 	check "helm test of the second" helm test beside -n "$ns" --timeout 2m
 	check "and of the first" helm test refold -n "$ns" --timeout 2m
 	check "each has a log of its own" eval "psql 'postgres://postgres@127.0.0.1:$POSTGRES_PORT/beside' -Atc 'select count(*) from refold.event' | grep -x 1"
+	check "the second's schema registry takes the place of the first's own" upgrade --set "schemaRegistry.url=http://beside-fold-writer.$ns.svc.cluster.local:8080/schema-registry"
+	check "events flow" append_one mary
+	local definitions=$work/users.yaml # of the stage before, if it ran
+	[[ -f $definitions ]] || definitions=$root/schemas/projections/users.yaml
+	check "pods take their event schemas from it" upgrade --set 'contracts.registry.categories={User}' --set contracts.path=null --set-file "contracts.projections.users\.yaml=$definitions"
+	check "no rebuild is due, and events flow" contracts_hold evelyn
 	check "the second is uninstalled" helm uninstall beside -n "$ns" --wait
-	check "the first goes on" append_one katherine
+	check "the first goes on, with its schema registry gone" append_one katherine
 	kc delete secret beside-db >/dev/null
 }
 late_secret() {
