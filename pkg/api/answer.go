@@ -11,7 +11,10 @@ import (
 // are logged.
 func answering(log *slog.Logger, toProblem func(error) *problem.Problem, f func(http.ResponseWriter, *http.Request) error) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		err := acceptable(r)
+		err := problem.CheckPath(r)
+		if err == nil {
+			err = acceptable(r)
+		}
 		if err == nil {
 			err = f(w, r)
 		}

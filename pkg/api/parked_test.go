@@ -67,6 +67,8 @@ func TestParkedStreamsAreListedAndAskedFor(t *testing.T) {
 		status             int
 	}{
 		{"GET", "/v1/projections/unknown/parked", "", 404},
+		{"GET", "/v1/projections/%00/parked", "", 400},
+		{"GET", "/v1/projections/%ff/parked", "", 400},
 		{"GET", "/v1/projections/p/parked?limit=0", "", 400},
 		{"GET", "/v1/projections/p/parked?limit=1001", "", 400},
 		{"GET", "/v1/projections/p/parked?cursor=x", "", 400},

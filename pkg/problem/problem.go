@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode/utf8"
 )
 
 // Problem is one error as a client sees it.
@@ -44,6 +45,15 @@ func BadRequest(detail string) *Problem {
 // that stands for it.
 func BadParameter(name, reason string) *Problem {
 	return BadRequest(name+": "+reason).At("/"+strings.NewReplacer("~", "~0", "/", "~1").Replace(name)).With("parameter", name)
+}
+
+// CheckPath returns a 400 for a path that is no text, which nothing can be named
+// by; else nil.
+func CheckPath(r *http.Request) error {
+	if !utf8.ValidString(r.URL.Path) || strings.Contains(r.URL.Path, "\x00") {
+		return BadRequest("the path is no text: it is to be valid UTF-8 without NUL")
+	}
+	return nil
 }
 
 // At returns the problem with a pointer.

@@ -34,6 +34,22 @@ func TestARowIsReadWithWhatItContains(t *testing.T) {
 	require.Equal(t, http.StatusNotFound, r.get("/v1/read-models/nothing/a").status)
 	require.Equal(t, http.StatusBadRequest, r.get("/v1/read-models/items/%00").status)
 	require.Equal(t, http.StatusBadRequest, r.get("/v1/read-models/items/%ff").status)
+	for _, path := range []string{"", "/a", "/changes", "/export", "/a/explain"} {
+		require.Equal(t, http.StatusBadRequest, r.get("/v1/read-models/%00"+path).status, path)
+		require.Equal(t, http.StatusBadRequest, r.get("/v1/read-models/%ff"+path).status, path)
+	}
+}
+
+func TestAnotherMethodIsRefusedWithThoseThatAreAllowed(t *testing.T) {
+	r := setup(t).replica()
+	for path, allowed := range map[string]string{"": "GET, HEAD", "/a": "GET, HEAD", "/changes": "GET, HEAD", "/export": "GET, HEAD", "/a/explain": "GET, HEAD", "/query": "GET, HEAD, POST"} {
+		req, err := http.NewRequest(http.MethodDelete, r.url+items+path, nil)
+		require.NoError(t, err)
+		a := r.do(req)
+		require.Equal(t, http.StatusMethodNotAllowed, a.status, path)
+		require.Equal(t, allowed, a.header.Get("Allow"), path)
+		require.Equal(t, "application/problem+json", a.header.Get("Content-Type"), path)
+	}
 }
 
 func TestATokenIsWaitedForOrRefused(t *testing.T) {

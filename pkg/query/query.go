@@ -72,8 +72,12 @@ func (a *API) Register(mux *http.ServeMux) {
 	a.route(mux, "export", "GET /v1/read-models/{name}/export", ndjsonMedia, a.export)
 	a.route(mux, "explain", "GET /v1/read-models/{name}/{key}/explain", jsonMedia, a.explain)
 	a.route(mux, "get", "GET /v1/read-models/{name}/{key}", jsonMedia, a.get)
-	for path, methods := range map[string]string{"/v1/read-models": "GET", "/v1/read-models/{name}": "GET", "/v1/read-models/{name}/{key}": "GET"} {
-		mux.HandleFunc(path, func(w http.ResponseWriter, _ *http.Request) {
+	for _, path := range []string{"/v1/read-models", "/v1/read-models/{name}", "/v1/read-models/{name}/{key}", "/v1/read-models/{name}/{key}/explain"} {
+		mux.HandleFunc(path, func(w http.ResponseWriter, r *http.Request) {
+			methods := "GET, HEAD"
+			if r.PathValue("key") == "query" {
+				methods += ", POST"
+			}
 			w.Header().Set("Allow", methods)
 			problem.New(http.StatusMethodNotAllowed, "method-not-allowed", "The method is not allowed here", "allowed: "+methods).Write(w)
 		})
@@ -89,7 +93,10 @@ func (a *API) route(mux *http.ServeMux, operation, pattern, media string, answer
 	}
 	mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
 		start := time.Now()
-		err := checkAccept(r, media)
+		err := problem.CheckPath(r)
+		if err == nil {
+			err = checkAccept(r, media)
+		}
 		if err == nil {
 			err = answer(w, r)
 		}

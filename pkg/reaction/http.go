@@ -7,7 +7,6 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
-	"unicode/utf8"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -33,8 +32,8 @@ func Register(mux *http.ServeMux, pool *pgxpool.Pool) {
 		"POST /v1/reactions/{name}/stopped/{category}/{slot}/resume": s.resume,
 	} {
 		mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
-			var err error = errNoText
-			if utf8.ValidString(r.URL.Path) && !strings.Contains(r.URL.Path, "\x00") {
+			err := problem.CheckPath(r)
+			if err == nil {
 				err = f(w, r)
 			}
 			if err != nil {
@@ -43,8 +42,6 @@ func Register(mux *http.ServeMux, pool *pgxpool.Pool) {
 		})
 	}
 }
-
-var errNoText = problem.BadRequest("the path is no text")
 
 type server struct{ pool *pgxpool.Pool }
 
