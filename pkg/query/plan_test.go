@@ -205,6 +205,7 @@ func TestStrictModeNamesTheIndexOfMembers(t *testing.T) {
 		"tags=is.null&at=is.null":      `["at"]`,
 		"color=eq.RED&tags=cs.(a)":     "",
 		"key=eq.k001&tags=is.null":     "",
+		"key=eq.k001&order=at":         "",
 		"tags=is.null&order=at&n=eq.1": `["n"]`,
 	} {
 		a := r.get(items + "?" + query)

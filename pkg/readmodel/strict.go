@@ -91,7 +91,7 @@ func (m *Model) served(where Condition, order []term) error {
 	if !ok {
 		return m.refuse("filter", m.filterIndex(where))
 	}
-	if fixed == useList || len(conjuncts(where)) == 1 && conjuncts(where)[0].op == opOr {
+	if fixed == useList || boundKeys(where) != nil || len(conjuncts(where)) == 1 && conjuncts(where)[0].op == opOr {
 		return nil // what an index has found is sorted
 	}
 	for _, index := range m.indexes {
