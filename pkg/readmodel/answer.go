@@ -276,6 +276,8 @@ func (r *Reader) from(m *Model, of *snapshot, fresh Fresh) Answer {
 // nothing, the query may be as cheap as can be.
 func classify(err error) error {
 	switch {
+	case errors.Is(err, ErrTooExpensive):
+		return err
 	case postgres.Classify(err) == postgres.ClassTimeout:
 		return fmt.Errorf("%w: %w", ErrTooExpensive, err)
 	case errors.Is(err, context.DeadlineExceeded):

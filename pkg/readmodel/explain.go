@@ -149,7 +149,7 @@ func (x *Explainer) explain(ctx context.Context, m *Model, plan *projection.Plan
 		events, err = x.concerning(ctx, f, to)
 	}
 	if errors.Is(err, context.DeadlineExceeded) && time.Since(f.heard) < getTimeout {
-		return nil, fmt.Errorf("%w: %v", ErrTooExpensive, err) // the database has answered every time
+		return nil, fmt.Errorf("%w: %w", ErrTooExpensive, err) // the database has answered every time
 	}
 	if err != nil {
 		return nil, err
