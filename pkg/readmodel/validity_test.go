@@ -41,3 +41,13 @@ func TestNothingKeptIsGivenWithoutASignOfLife(t *testing.T) {
 	v.lost()
 	require.False(t, v.reliable(now))
 }
+
+// The same id of another branch may be another request, which a follower is then
+// told of once more and not never.
+func TestWhatWasCarriedOutIsOfOneBranch(t *testing.T) {
+	v := newValidity()
+	require.Zero(t, v.requests.Load().in(1), "nothing was looked at yet")
+	v.requests.Store(&carriedOut{upTo: 7, branch: 1})
+	require.EqualValues(t, 7, v.requests.Load().in(1))
+	require.Zero(t, v.requests.Load().in(2))
+}
