@@ -75,7 +75,8 @@ type Rebuild struct {
 func (r *Rebuild) open() bool { return r.State != Done && r.State != Cancelled }
 
 const rebuildColumns = `id, projection, coalesce(version, 0), kind, state, step, options, progress, report, coalesce(error, ''), coalesce(owner, ''), requested, updated,
-	coalesce(definition, ''), coalesce(plan, ''), coalesce(wish, '')`
+	coalesce(definition, ''), coalesce(plan, ''), coalesce(wish, ''),
+	owner is not null and not exists (select from pg_stat_activity a where a.pid = owner_pid and (a.backend_start = owner_start or a.backend_start is null))`
 
 type querier interface {
 	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
@@ -88,8 +89,9 @@ var ErrNoRebuild = errors.New("no such rebuild")
 func scanRebuild(row pgx.CollectableRow) (Rebuild, error) {
 	var r Rebuild
 	var options, progress, report []byte
+	var gone bool
 	err := row.Scan(&r.ID, &r.Projection, &r.Version, &r.Kind, &r.State, &r.Step, &options, &progress, &report, &r.Error, &r.Owner, &r.Requested, &r.Updated,
-		&r.definition, &r.plan, &r.wish)
+		&r.definition, &r.plan, &r.wish, &gone)
 	if err == nil {
 		err = json.Unmarshal(options, &r.Options)
 	}
@@ -98,6 +100,10 @@ func scanRebuild(row pgx.CollectableRow) (Rebuild, error) {
 	}
 	if err == nil && report != nil {
 		err = json.Unmarshal(report, &r.Report)
+	}
+	if gone && r.State == Running { // its last words were of when it still ran
+		r.Progress.Rate, r.Progress.ETASeconds = 0, -1
+		r.Progress.Why = fmt.Sprintf("%s has died or lost its session: it goes on by itself, or another `rebuild run %s` does", r.Owner, r.Projection)
 	}
 	return r, err
 }

@@ -3,6 +3,7 @@ package rebuilder
 import (
 	"errors"
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -77,6 +78,10 @@ func TestKillAtEveryPointAndResume(t *testing.T) {
 			}
 			done, err := r.Run(w.ctx, name, Options{Parallel: 1}, nil)
 			if errors.Is(err, errStopped) {
+				require.Eventually(t, func() bool { // the server notices that the session has ended
+					latest, err := r.Latest(w.ctx, name)
+					return errors.Is(err, ErrNoRebuild) || err == nil && (latest.State != Running || strings.Contains(latest.Progress.Why, "has died"))
+				}, 10*time.Second, time.Millisecond, "status tells why nothing moves")
 				require.LessOrEqual(t, w.number(`select count(*) from refold.projection_version where projection = $1 and state <> 'retired'`, name), int64(2))
 				continue
 			}
