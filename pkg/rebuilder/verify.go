@@ -34,8 +34,13 @@ func (j *job) verify(ctx context.Context) error {
 			return err
 		}
 		var names []string
-		for _, c := range report.Failed() {
+		failed := report.Failed()
+		for _, c := range failed {
 			names = append(names, c.Name+": "+c.Detail)
+		}
+		if len(failed) == 1 && failed[0].Name == "difference" { // the log spoke for this version
+			return fmt.Errorf("%w, or the one that serves is not, which `rebuild verify %s` tells: %s; `rebuild run --force REASON` promotes this one nevertheless, `rebuild cancel %s` drops it",
+				ErrNotVerified, j.name, names[0], j.name)
 		}
 		return fmt.Errorf("%w: %s; `rebuild run --force REASON` promotes it nevertheless, `rebuild cancel %s` drops it", ErrNotVerified, strings.Join(names, "; "), j.name)
 	}
