@@ -29,6 +29,9 @@ func benchHTTP(ctx context.Context, b *bench) error {
 	}
 	defer platform.close()
 
+	if _, _, err := postRate(platform.writerURL, 64, 20*time.Second); err != nil { // as [benchVisible]
+		return err
+	}
 	perSecond, took, err := postRate(platform.writerURL, 64, 6*time.Second)
 	if err != nil {
 		return err
