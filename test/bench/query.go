@@ -115,6 +115,7 @@ func (q *queries) followers() error {
 	if err != nil {
 		return err
 	}
+	time.Sleep(30 * time.Second) // what opening them took beyond that ("at most") is given back by then
 	after, err := q.p.usage("queries")
 	if err != nil {
 		return err
