@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -189,12 +188,11 @@ func binaries() (string, error) {
 }
 
 func freeAddr() string {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	addr, err := devstack.FreeAddr()
 	if err != nil {
 		panic(err) // a machine without loopback
 	}
-	defer l.Close()
-	return l.Addr().String()
+	return addr
 }
 
 // freshDatabase makes an empty database.

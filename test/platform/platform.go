@@ -16,7 +16,6 @@ import (
 	"crypto/rand"
 	"encoding/hex"
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -27,6 +26,8 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/refoldhq/refold/pkg/devstack"
 )
 
 // Stack is one deployment of refold: a database, brokers, contracts and a topic
@@ -145,11 +146,9 @@ func (s *Stack) start(name, command string, args []string) *Program {
 	return p
 }
 
-// freeAddr returns an address of the loopback interface that was free a moment
-// ago.
+// freeAddr returns an address of the loopback interface for a server to start.
 func freeAddr(t testing.TB) string {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	addr, err := devstack.FreeAddr()
 	require.NoError(t, err)
-	defer l.Close()
-	return l.Addr().String()
+	return addr
 }
