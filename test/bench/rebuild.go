@@ -10,7 +10,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -78,7 +77,7 @@ func (b *bench) rebuildOne(ctx context.Context, h *rebuildHistory, what, yaml, n
 		if err != nil {
 			return err
 		}
-		b.report.line("rebuild: "+what+", "+run.what, fmt.Sprintf("%s, %.2f us CPU each, %s", thousands(rate(h.events, took)), float64(u.cpu.Microseconds())/float64(h.events), u), run.goal,
+		b.report.line("rebuild: "+what+", "+run.what, fmt.Sprintf("%s, %.2f us CPU each, %d MiB at most", thousands(rate(h.events, took)), float64(u.cpu.Microseconds())/float64(h.events), u.hwm>>20), run.goal,
 			"bare consume, fold, COPY and key: "+thousands(rate(h.events, bare)), bare.Seconds()/took.Seconds())
 	}
 	return b.promoteTime(ctx, p, name)
@@ -99,17 +98,38 @@ func (p *platform) rebuild(ctx context.Context, name string, args ...string) (to
 	defer log.Close()
 	cmd.Stdout, cmd.Stderr = log, log
 	start := time.Now()
-	err = cmd.Run()
+	if err := cmd.Start(); err != nil {
+		return 0, u, err
+	}
+	ended, seen := make(chan struct{}), make(chan int64)
+	go func() { seen <- peak(cmd.Process.Pid, ended) }()
+	err = cmd.Wait()
 	took = time.Since(start)
+	close(ended)
+	u.hwm = <-seen
 	if err != nil {
 		return took, u, fmt.Errorf("rebuild run %s, see %s: %w", name, log.Name(), err)
 	}
-	used, ok := cmd.ProcessState.SysUsage().(*syscall.Rusage)
-	if ok {
-		u.cpu = time.Duration(used.Utime.Nano() + used.Stime.Nano())
-		u.hwm = used.Maxrss << 10
+	u.cpu = cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime()
+	return took, u, os.Remove(log.Name())
+}
+
+// peak follows the most memory of a process until it has ended, in bytes. (The
+// maxrss of a process that has ended is at least that of its parent when it started,
+// see getrusage(2).)
+func peak(pid int, ended <-chan struct{}) (most int64) {
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ended:
+			return most
+		case <-tick.C:
+			if status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid)); err == nil {
+				most = max(most, kilobytes(string(status), "VmHWM:"))
+			}
+		}
 	}
-	return took, u, nil
 }
 
 // promoteTime measures rolling back and forth, which is the same flip.
