@@ -141,6 +141,16 @@ func (s *Schema) Name() string { return s.parsed.(hamba.NamedSchema).Name() }
 // FullName returns the record's name with its namespace.
 func (s *Schema) FullName() string { return s.root.name }
 
+// Formerly returns the names, without namespaces, that the record had before: its
+// aliases.
+func (s *Schema) Formerly() []string {
+	names := make([]string, len(s.root.aliases))
+	for i, alias := range s.root.aliases {
+		names[i] = unqualified(alias)
+	}
+	return names
+}
+
 // Field is one field of a record.
 type Field struct {
 	Name       string

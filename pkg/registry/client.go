@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -92,13 +93,17 @@ func (cfg ClientConfig) urls() (list []*url.URL, userInfo string, err error) {
 		case err != nil: // its text may hold a password
 			return nil, "", errors.New("SCHEMA_REGISTRY_URL is no URL: want http://host:port or https://host:port")
 		case u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || u.RawQuery != "" || u.Fragment != "":
-			return nil, "", fmt.Errorf("SCHEMA_REGISTRY_URL is %s: want http://host:port or https://host:port", u.Redacted())
+			return nil, "", errors.New("SCHEMA_REGISTRY_URL holds something else than http://host:port or https://host:port, separated by commas; a comma in a password is written %2C")
 		case u.User == nil:
 		case cfg.BasicAuthUserInfo != "":
 			return nil, "", errors.New("SCHEMA_REGISTRY_URL holds a user and " + basicAuthName + " is set: give it one of them")
 		default:
 			password, _ := u.User.Password()
-			userInfo, u.User = u.User.Username()+":"+password, nil
+			own := u.User.Username() + ":" + password
+			if userInfo != "" && userInfo != own {
+				return nil, "", errors.New("SCHEMA_REGISTRY_URL holds several users: its servers are one registry, which is asked as one user")
+			}
+			userInfo, u.User = own, nil
 		}
 		list = append(list, u)
 	}
@@ -196,18 +201,21 @@ func (c *Client) schema(ctx context.Context, id int) (*avro.Schema, error) {
 func (c *Client) parse(given sr.Schema) (*avro.Schema, error) {
 	switch {
 	case given.Type != sr.TypeAvro:
-		return nil, fmt.Errorf("%w: it is of the type %s and not Avro", ErrUnknownSchema, given.Type)
+		return nil, fmt.Errorf("%w: it is of the type %s and not Avro", errForeignSchema, given.Type)
 	case len(given.References) > 0:
-		return nil, fmt.Errorf("%w: it refers to other schemas", ErrUnknownSchema)
+		return nil, fmt.Errorf("%w: it refers to other schemas", errForeignSchema)
 	case !json.Valid([]byte(given.Schema)):
 		return nil, fmt.Errorf("%w: the answer of %s is no schema", ErrUnavailable, c)
 	}
 	schema, err := avro.Parse([]byte(given.Schema))
 	if err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrUnknownSchema, err)
+		return nil, fmt.Errorf("%w: %w", errForeignSchema, err)
 	}
 	return schema, nil
 }
+
+// errForeignSchema is the [ErrUnknownSchema] of a schema that the registry has.
+var errForeignSchema = fmt.Errorf("%w of an event", ErrUnknownSchema)
 
 // find returns the id of a schema under a subject, or [ErrUnknownSubject] or
 // [ErrUnknownSchema].
@@ -242,12 +250,15 @@ func (c *Client) versions(ctx context.Context, subject string) (list []Version, 
 	}
 	for _, v := range given {
 		if _, err := c.parse(v.Schema); err != nil {
-			return nil, fmt.Errorf("version %d of %s cannot be compared with: %w", v.Version, subject, err)
+			return nil, fmt.Errorf("version %d of %s cannot be read: %w", v.Version, subject, err)
 		}
 		list = append(list, Version{Subject: subject, ID: v.ID, Version: v.Version, Schema: v.Schema.Schema})
 	}
 	return list, nil
 }
+
+// fullName is a record's name as Avro has it.
+var fullName = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*$`)
 
 // Events returns all versions of the events of a topic, by the full names of their
 // records, oldest first: those of the subjects <topic>-<full name of the record>.
@@ -259,7 +270,7 @@ func (c *Client) Events(ctx context.Context, topic string) (map[string][]Version
 	events := make(map[string][]Version)
 	for _, subject := range subjects {
 		name, of := strings.CutPrefix(subject, topic+"-")
-		if !of || name == "key" || name == "value" { // the subjects of a topic of one schema
+		if !of || name == "key" || name == "value" || !fullName.MatchString(name) { // the subjects of a topic of one schema, and of other topics
 			continue
 		}
 		list, err := c.versions(ctx, subject)

@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httputil"
+	"net/url"
 	"strings"
+	"unicode"
 )
 
 // Handler serves the external registry's API for reading, to be mounted below a
@@ -43,8 +45,9 @@ func (r *Remote) forward(f failed) http.Handler {
 	proxy := &httputil.ReverseProxy{Transport: r.client.transport, ErrorHandler: f,
 		Rewrite: func(p *httputil.ProxyRequest) {
 			p.SetURL(r.client.base)
-			for _, name := range []string{"Authorization", "Cookie"} {
-				p.Out.Header.Del(name)
+			p.Out.Header = make(http.Header)
+			for _, name := range []string{"Accept", "Content-Type"} {
+				p.Out.Header[name] = p.In.Header[name]
 			}
 			for name, values := range r.client.header {
 				p.Out.Header[name] = values
@@ -59,12 +62,34 @@ func (r *Remote) forward(f failed) http.Handler {
 			return nil
 		}}
 	return http.HandlerFunc(func(w http.ResponseWriter, request *http.Request) {
+		if !plain(request) {
+			write(w, nil, errNotFound)
+			return
+		}
 		ctx, cancel := context.WithTimeout(request.Context(), 2*askTimeout)
 		defer cancel()
 		request = request.WithContext(ctx)
 		request.Body = http.MaxBytesReader(w, request.Body, maxBody)
 		proxy.ServeHTTP(w, request)
 	})
+}
+
+// plain tells whether a request stays what it is at a server that decodes its path
+// before it looks where that leads: a POST to subjects/x%2Fversions, which is to look
+// a schema up, would register it there.
+func plain(request *http.Request) bool {
+	for segment := range strings.SplitSeq(request.URL.EscapedPath(), "/") {
+		decoded, err := url.PathUnescape(segment)
+		if err != nil || strings.ContainsFunc(decoded, unicode.IsControl) || request.Method == http.MethodPost && strings.ContainsAny(decoded, `/\%`) {
+			return false
+		}
+		for part := range strings.SplitSeq(strings.ReplaceAll(decoded, `\`, "/"), "/") {
+			if part == "." || part == ".." {
+				return false
+			}
+		}
+	}
+	return true
 }
 
 func (r *Remote) fail(w http.ResponseWriter, request *http.Request, err error) {

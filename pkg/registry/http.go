@@ -199,11 +199,11 @@ func writeRaw(w http.ResponseWriter, source string, err error) {
 }
 
 func idOf(r *http.Request) (int, error) {
-	id, err := strconv.Atoi(r.PathValue("id"))
+	id, err := strconv.ParseInt(r.PathValue("id"), 10, 32)
 	if err != nil {
 		return 0, ErrUnknownSchema
 	}
-	return id, nil
+	return int(id), nil
 }
 
 func (h handler) schema(r *http.Request) (any, error) {

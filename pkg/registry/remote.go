@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"slices"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -97,40 +96,56 @@ func (r *Remote) compare(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("listing schemas: %w", err)
 	}
-	missing := make([]bool, len(list))
+	said := make([]error, len(list)) // nil, or what kept an id from being compared
 	asking, ctx := errgroup.WithContext(ctx)
 	asking.SetLimit(compareParallel)
 	for i, id := range list {
-		asking.Go(func() (err error) {
-			missing[i], err = r.compareOne(ctx, id)
-			return err
+		asking.Go(func() error {
+			said[i] = r.compareOne(ctx, id)
+			if errors.Is(said[i], ErrUnknownSchema) || errors.Is(said[i], ErrUnavailable) {
+				return nil
+			}
+			return said[i]
 		})
 	}
 	if err := asking.Wait(); err != nil {
 		return err
 	}
-	if slices.Contains(missing, true) {
-		i := 0
-		list = slices.DeleteFunc(list, func(int) bool { i++; return !missing[i-1] })
+	var missing, unheard []int
+	var why error
+	for i, id := range list {
+		switch {
+		case errors.Is(said[i], ErrUnknownSchema):
+			missing = append(missing, id)
+		case said[i] != nil:
+			unheard, why = append(unheard, id), said[i]
+		}
+	}
+	if missing != nil {
 		r.log.Warn("the schema registry lacks schemas that the log knows: whoever asks it cannot read events that were written with them",
-			"registry", r.client.String(), "schema_ids", list)
+			"registry", r.client.String(), "schema_ids", missing)
+	}
+	if unheard != nil {
+		r.log.Warn("the schema registry was not compared with all that the log knows", "registry", r.client.String(), "schema_ids", unheard, "err", why)
 	}
 	return nil
 }
 
-func (r *Remote) compareOne(ctx context.Context, id int) (missing bool, err error) {
+// compareOne returns a [*Clash], [ErrUnknownSchema] where the registry lacks the
+// schema, or what kept it from being compared.
+func (r *Remote) compareOne(ctx context.Context, id int) error {
 	known, err := r.ids.SchemaByID(ctx, id)
 	if err != nil {
-		return false, err
+		return err
 	}
 	given, err := r.client.schema(ctx, id)
 	switch {
-	case errors.Is(err, ErrUnknownSchema):
-		return true, nil
+	case errors.Is(err, errForeignSchema):
+		return &Clash{ID: id, Known: known.FullName(), Given: "none of an event"}
 	case err == nil && given.Fingerprint() != known.Fingerprint():
-		return false, clash(id, known, given)
+		return clash(id, known, given)
 	}
-	return false, err
+	return err
 }
 
 // register returns the id of a version, which it gets where it has none.

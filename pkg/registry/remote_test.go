@@ -462,3 +462,81 @@ func TestSchemasOfTheLogAreGivenByIDWhileTheExternalRegistryIsAway(t *testing.T)
 		require.NotContains(t, err.Error(), r.fake.URL())
 	}
 }
+
+// A server that decodes a path before it looks where it leads makes another request
+// of some paths, and some heed headers that change one.
+func TestNoRequestIsPassedOnThatAServerMayReadOtherwise(t *testing.T) {
+	t.Parallel()
+	r := setupRemote(t)
+	var got []string
+	var header http.Header
+	decoding := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, request *http.Request) {
+		got, header = append(got, request.Method+" "+request.URL.Path), request.Header.Clone()
+		request.URL.RawPath = ""
+		r.fake.Handler().ServeHTTP(w, request)
+	}))
+	t.Cleanup(decoding.Close)
+	r.use(decoding.URL)
+	server := httptest.NewServer(http.StripPrefix("/schema-registry", r.Handler()))
+	t.Cleanup(server.Close)
+	ask := func(method, path, body string) int {
+		request, err := http.NewRequestWithContext(t.Context(), method, server.URL+"/schema-registry"+path, strings.NewReader(body))
+		require.NoError(t, err)
+		request.Header.Set("X-Http-Method-Override", "DELETE")
+		request.Header.Set("Content-Type", "application/json")
+		answer, err := http.DefaultClient.Do(request)
+		require.NoError(t, err)
+		require.NoError(t, answer.Body.Close())
+		return answer.StatusCode
+	}
+	const body = `{"schema":"{\"type\":\"record\",\"name\":\"Evil\",\"fields\":[]}"}`
+	for _, path := range []string{"/subjects/evil%2Fversions", "/subjects/evil%252Fversions", "/subjects/evil%5cversions", "/subjects/x%2f..%2fevil%2fversions"} {
+		require.Equal(t, http.StatusNotFound, ask(http.MethodPost, path, body), path)
+	}
+	require.Equal(t, http.StatusNotFound, ask(http.MethodGet, "/subjects/%2e%2e%2f%2e%2e%2fadmin/versions", ""))
+	require.Empty(t, got)
+	require.Equal(t, http.StatusOK, ask(http.MethodGet, "/subjects", ""))
+	require.Equal(t, []string{"GET /subjects"}, got)
+	require.NotContains(t, header, "X-Http-Method-Override")
+	require.Equal(t, []string{"application/json"}, header["Content-Type"])
+}
+
+func TestASchemaOfAnotherKindUnderAKnownIDIsAClash(t *testing.T) {
+	t.Parallel()
+	r := setupRemote(t)
+	id, err := r.register(v1)
+	require.NoError(t, err)
+	made := srfake.New()
+	t.Cleanup(made.Close)
+	made.SeedSchema("another", 1, id, sr.Schema{Schema: `syntax = "proto3"; message A {}`, Type: sr.TypeProtobuf})
+	r.use(made.URL())
+	_, err = r.register(v1)
+	require.ErrorAs(t, err, new(*registry.Clash))
+}
+
+func TestAnIDThatCannotBeComparedHoldsNoNewVersionUp(t *testing.T) {
+	t.Parallel()
+	r := setupRemote(t)
+	r.fake.SeedSchema("others", 1, 12, avroSchema(v2))
+	_, err := r.SchemaByID(t.Context(), 12)
+	require.NoError(t, err)
+	r.fake.Intercept(func(w http.ResponseWriter, request *http.Request) bool {
+		if request.URL.Path == "/schemas/ids/12" {
+			w.WriteHeader(http.StatusTooManyRequests)
+			return true
+		}
+		return false
+	})
+	_, err = r.register(v1)
+	require.NoError(t, err)
+	require.Contains(t, r.log.String(), "was not compared")
+}
+
+func TestBadURLsOfTheRegistryAreNotShown(t *testing.T) {
+	t.Parallel()
+	for _, urls := range [][]string{{"http://user:123", "hunter2@host"}, {"http://host?token=hunter2"}, {"hunter2@host:8081"}, {"ftp://hunter2@host"}, {"http://a:hunter2@h1", "http://c:d@h2"}} {
+		_, err := registry.NewClient(registry.ClientConfig{URLs: urls})
+		require.ErrorContains(t, err, "SCHEMA_REGISTRY_URL", "%v", urls)
+		require.NotContains(t, err.Error(), "hunter2")
+	}
+}

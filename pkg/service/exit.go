@@ -68,6 +68,7 @@ func explain(err error) *Failure {
 	var taken *eventstore.ClaimTaken
 	var op *net.OpError
 	var asked *url.Error
+	var clash *registry.Clash
 	class := postgres.Classify(err)
 	switch {
 	case errors.As(err, &conflict), errors.As(err, &taken):
@@ -82,6 +83,8 @@ func explain(err error) *Failure {
 		return f.Because("another program listens there").Try("choose another address with --addr or --admin-addr")
 	case errors.As(err, &op) && op.Op == "listen":
 		return f.Because("the address is not one of this machine, or needs rights").Try("choose another one with --addr or --admin-addr")
+	case errors.As(err, &clash):
+		return f.Because("it was filled by itself, or another registry stands at its address").Try("give the registry the schemas of the log under their ids before it gives ids itself (Confluent's takes them in the mode IMPORT while it is empty; table refold.schema has them), or unset SCHEMA_REGISTRY_URL")
 	case errors.Is(err, registry.ErrUnavailable) && (class == postgres.ClassOther || errors.As(err, &asked)):
 		return TryAgain(err).Try("check --schema-registry-url (SCHEMA_REGISTRY_URL), and whether the registry is up")
 	case class != postgres.ClassOther && class != postgres.ClassCanceled, postgres.Code(err) != "":

@@ -17,6 +17,7 @@ import (
 	"github.com/refoldhq/refold/pkg/aggregate"
 	"github.com/refoldhq/refold/pkg/avro"
 	"github.com/refoldhq/refold/pkg/kafka"
+	"github.com/refoldhq/refold/pkg/registry"
 )
 
 // SchemaCommand is `writer schema`: what is made from schemas, and schemas from
@@ -99,27 +100,12 @@ func (c *pullCommand) Run(ctx context.Context, s *Settings) error {
 	}
 	files := make(map[string][]byte)
 	for _, category := range c.Categories {
-		topic := kafka.TopicName(s.Prefix, category)
-		events, err := s.registry.Events(ctx, topic)
-		if err != nil {
-			return fmt.Errorf("asking for the schemas of %s: %w", category, err)
-		}
-		if len(events) == 0 {
-			return fmt.Errorf("%s has no subject %s-<event>: are the events of %s registered there, and is --prefix=%s right?", s.registry, topic, category, s.Prefix)
-		}
-		for _, list := range events {
-			for i, version := range list {
-				schema, err := avro.Parse([]byte(version.Schema))
-				if err != nil {
-					return fmt.Errorf("version %d of %s: %w", version.Version, version.Subject, err)
-				}
-				files[path.Join("events", category, fmt.Sprintf("%s.v%d.avsc", schema.Name(), i+1))] = append([]byte(version.Schema), '\n')
-			}
+		if err := pulled(ctx, s, category, files); err != nil {
+			return err
 		}
 	}
-	names := slices.Sorted(maps.Keys(files))
 	var missing []string
-	for _, name := range names {
+	for _, name := range slices.Sorted(maps.Keys(files)) {
 		present, err := os.ReadFile(filepath.Join(s.Schemas, filepath.FromSlash(name)))
 		switch {
 		case errors.Is(err, os.ErrNotExist):
@@ -130,14 +116,66 @@ func (c *pullCommand) Run(ctx context.Context, s *Settings) error {
 			return fmt.Errorf("%s is another schema than the one that %s has: one of them has changed, which a version never does", name, s.registry)
 		}
 	}
+	var written []string
 	for _, name := range missing {
-		if err := writeFile(filepath.Join(s.Schemas, filepath.FromSlash(name)), files[name]); err != nil {
-			return err
+		file := filepath.Join(s.Schemas, filepath.FromSlash(name))
+		if err := writeFile(file, files[name]); err != nil {
+			return errors.Join(err, remove(written))
 		}
-		fmt.Println(name)
+		written = append(written, file)
 	}
 	if _, err := s.Contracts(); err != nil {
-		return fmt.Errorf("what the registry has are no contracts: %w", err)
+		return errors.Join(fmt.Errorf("what the registry has are no contracts, and nothing of it was kept: %w", err), remove(written))
+	}
+	for _, name := range missing {
+		fmt.Println(name)
+	}
+	return nil
+}
+
+// pulled adds the files of a category's events. A type that was renamed goes on
+// counting where its former name ended, as in the contracts that were registered.
+func pulled(ctx context.Context, s *Settings, category string, files map[string][]byte) error {
+	topic := kafka.TopicName(s.Prefix, category)
+	events, err := s.registry.Events(ctx, topic)
+	if err != nil {
+		return fmt.Errorf("asking for the schemas of %s: %w", category, err)
+	}
+	if len(events) == 0 {
+		return fmt.Errorf("%s has no subject %s-<event>: are the events of %s registered there, and is --prefix=%s right?", s.registry, topic, category, s.Prefix)
+	}
+	lists, formers := make(map[string][]registry.Version), make(map[string][]string)
+	for _, full := range slices.Sorted(maps.Keys(events)) {
+		for i, version := range events[full] {
+			schema, err := avro.Parse([]byte(version.Schema))
+			switch {
+			case err != nil:
+				return fmt.Errorf("version %d of %s: %w", version.Version, version.Subject, err)
+			case schema.FullName() != full:
+				return fmt.Errorf("version %d of %s is a record named %s, and the subject says %s", version.Version, version.Subject, schema.FullName(), full)
+			case version.Version != i+1:
+				return fmt.Errorf("%s has a version %d of %s and none %d: events may be written with the one that was deleted there; restore it, or keep the schemas as files", s.registry, version.Version, version.Subject, i+1)
+			case i > 0:
+			case lists[schema.Name()] != nil:
+				return fmt.Errorf("%s and %s are events of one name: a category has each name once", lists[schema.Name()][0].Subject, version.Subject)
+			default:
+				lists[schema.Name()], formers[schema.Name()] = events[full], schema.Formerly()
+			}
+		}
+	}
+	for name, list := range lists {
+		before, seen := 0, []string{name}
+		for of := name; ; {
+			i := slices.IndexFunc(formers[of], func(former string) bool { return lists[former] != nil && !slices.Contains(seen, former) })
+			if i < 0 {
+				break
+			}
+			of = formers[of][i]
+			before, seen = before+len(lists[of]), append(seen, of)
+		}
+		for i, version := range list {
+			files[path.Join("events", category, fmt.Sprintf("%s.v%d.avsc", name, before+i+1))] = append([]byte(version.Schema), '\n')
+		}
 	}
 	return nil
 }
@@ -262,8 +300,17 @@ func writeFile(name string, content []byte) error {
 	if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
 		return fmt.Errorf("making the folder of %s: %w", name, err)
 	}
-	if err := os.WriteFile(name, content, 0o644); err != nil {
+	// Under another name first: a file that is there is whole.
+	file, err := os.CreateTemp(filepath.Dir(name), "."+filepath.Base(name)+".*")
+	if err != nil {
 		return fmt.Errorf("writing %s: %w", name, err)
+	}
+	_, err = file.Write(content)
+	if err = errors.Join(err, file.Chmod(0o644), file.Close()); err == nil {
+		err = os.Rename(file.Name(), name)
+	}
+	if err != nil {
+		return errors.Join(fmt.Errorf("writing %s: %w", name, err), os.Remove(file.Name()))
 	}
 	return nil
 }

@@ -7,6 +7,8 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+	"github.com/twmb/franz-go/pkg/sr"
+	"github.com/twmb/franz-go/pkg/sr/srfake"
 
 	"github.com/refoldhq/refold/pkg/aggregate"
 	"github.com/refoldhq/refold/pkg/avro"
@@ -135,4 +137,66 @@ func TestSchemasArePulledFromTheExternalRegistry(t *testing.T) {
 	err = pull.Run(t.Context(), s)
 	require.ErrorIs(t, err, registry.ErrUnavailable)
 	require.Contains(t, explain(err).Next, "SCHEMA_REGISTRY_URL")
+}
+
+// What the registry has is taken as the contracts were that it was made of, or
+// refused; nothing stays that a later pull would stumble over.
+func TestWhatCannotBePulledIsRefused(t *testing.T) {
+	t.Parallel()
+	of := func(full, field string) sr.Schema {
+		return sr.Schema{Schema: `{"type":"record","name":"` + full + `","fields":[{"name":"` + field + `","type":"string"}]}`}
+	}
+	type version struct {
+		subject string
+		version int
+		schema  sr.Schema
+	}
+	created := version{"refold.user-UserCreated", 1, of("UserCreated", "a")}
+	for what, test := range map[string]struct {
+		registered []version
+		want       string // of the error; "" for none
+		files      []string
+	}{
+		"subjects of other topics": {registered: []version{created, {"refold.user-audit-value", 1, of("Audit", "a")}, {"refold.user-audit-Other", 1, sr.Schema{Schema: `syntax = "proto3";`, Type: sr.TypeProtobuf}}},
+			files: []string{"UserCreated.v1.avsc"}},
+		"a type that was renamed": {registered: []version{{"refold.user-UserBorn", 1, of("UserBorn", "a")},
+			{"refold.user-UserCreated", 1, sr.Schema{Schema: `{"type":"record","name":"UserCreated","aliases":["UserBorn"],"fields":[{"name":"a","type":"string"}]}`}}},
+			files: []string{"UserBorn.v1.avsc", "UserCreated.v2.avsc"}},
+		"two of one name":              {registered: []version{{"refold.user-a.UserCreated", 1, of("a.UserCreated", "a")}, {"refold.user-b.UserCreated", 1, of("b.UserCreated", "a")}}, want: "events of one name"},
+		"another record":               {registered: []version{{"refold.user-UserCreated", 1, of("Other", "a")}}, want: "is a record named Other"},
+		"a version that was deleted":   {registered: []version{{"refold.user-UserCreated", 2, of("UserCreated", "a")}}, want: "and none 1"},
+		"versions that do not fit":     {registered: []version{created, {"refold.user-UserCreated", 2, of("UserCreated", "another")}}, want: "nothing of it was kept"},
+		"an event that is not of Avro": {registered: []version{{"refold.user-UserCreated", 1, sr.Schema{Schema: `syntax = "proto3";`, Type: sr.TypeProtobuf}}}, want: "not Avro"},
+	} {
+		t.Run(what, func(t *testing.T) {
+			t.Parallel()
+			fake := srfake.New()
+			t.Cleanup(fake.Close)
+			for i, v := range test.registered {
+				fake.SeedSchema(v.subject, v.version, i+1, v.schema)
+			}
+			s := &Settings{Prefix: "refold", Schemas: t.TempDir(), SchemaRegistry: SchemaRegistry{URL: []string{fake.URL()}}}
+			require.NoError(t, s.loadRegistry())
+			err := (&pullCommand{Categories: []string{"User"}}).Run(t.Context(), s)
+			if test.want == "" {
+				require.NoError(t, err)
+			} else {
+				require.ErrorContains(t, err, test.want)
+			}
+			files, err := filepath.Glob(filepath.Join(s.Schemas, "events", "User", "*"))
+			require.NoError(t, err)
+			for i := range files {
+				files[i] = filepath.Base(files[i])
+			}
+			require.Equal(t, test.files, files)
+			if test.want != "" {
+				return
+			}
+			contracts, err := s.Contracts()
+			require.NoError(t, err)
+			category, _ := contracts.Category("User")
+			require.Len(t, category.Types, 1)
+			require.Len(t, category.Types[0].Versions, len(files))
+		})
+	}
 }

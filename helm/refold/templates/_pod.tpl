@@ -50,12 +50,18 @@ topologySpreadConstraints:
     matchLabels: {{- include "refold.selector" $ | nindent 6 }}
 {{- end }}
 {{- end }}
-{{- with $root.extraPodSpec }}
+{{- with omit $root.extraPodSpec "initContainers" }}
 {{ toYaml . }}
 {{- end }}
-{{- if and .contracts $root.contracts.registry.categories }}
+{{- $pull := and .contracts $root.contracts.registry.categories }}
+{{- if or $pull $root.extraPodSpec.initContainers }}
 initContainers:
+{{- with $root.extraPodSpec.initContainers }}
+{{ toYaml . }}
+{{- end }}
+{{- if $pull }}
 {{ include "refold.pull" . }}
+{{- end }}
 {{- end }}
 containers:
 {{ include "refold.container" . }}
