@@ -107,6 +107,32 @@ func TestIdempotencyKeyReplaysTheFirstAnswer(t *testing.T) {
 	require.ErrorIs(t, err, eventstore.ErrKeyReused)
 }
 
+// A key stands for its request also where that was found by the ids of its events,
+// and nothing else was there to commit.
+func TestAKeyIsKeptOfARequestThatIsFoundByItsEvents(t *testing.T) {
+	t.Parallel()
+	store, _ := setup(t)
+	id := event.NewID()
+	with := func(key, hash string) *eventstore.Request {
+		r := request(to("a", eventstore.Any, 1))
+		r.Appends[0].Events[0].ID = id
+		r.Key, r.Hash = key, []byte(hash)
+		return r
+	}
+	first, err := store.Append(ctx, with("", ""))
+	require.NoError(t, err)
+	again, err := store.Append(ctx, with("k", "h"))
+	require.NoError(t, err)
+	require.True(t, again.Replayed)
+	again, err = store.Append(ctx, with("k", "h"))
+	require.NoError(t, err)
+	require.Equal(t, first.Appends, again.Appends)
+	other := request(to("b", eventstore.Any, 1))
+	other.Key, other.Hash = "k", []byte("other")
+	_, err = store.Append(ctx, other)
+	require.ErrorIs(t, err, eventstore.ErrKeyReused)
+}
+
 func TestEventIDsReplayForEver(t *testing.T) {
 	t.Parallel()
 	store, _ := setup(t)

@@ -190,11 +190,13 @@ func (l *lane) readKnown(ctx context.Context, b *batch, ids []event.ID) error {
 	return nil
 }
 
-// write is the second trip. A batch in which nothing was accepted is rolled back:
-// its answers speak of what was committed before, and it costs no flush of the log.
+// write is the second trip. A batch that changes nothing is rolled back: its answers
+// speak of what was committed before, and it costs no flush of the log. A key whose
+// request was found by the ids of its events is a change: it stands for that request
+// from now on.
 func (l *lane) write(ctx context.Context, s *scope, w *work) error {
 	b := w.batch
-	if len(b.rows) == 0 {
+	if len(b.rows) == 0 && len(b.used) == 0 {
 		if _, err := l.conn.Exec(ctx, "rollback"); err != nil {
 			l.disconnect()
 		}
