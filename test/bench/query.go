@@ -115,7 +115,8 @@ func (q *queries) followers() error {
 	if err != nil {
 		return err
 	}
-	time.Sleep(30 * time.Second) // what opening them took beyond that ("at most") is given back by then
+	// The runtime collects what opening them left ("at most") after two minutes at the latest, and gives it back.
+	time.Sleep(150 * time.Second)
 	after, err := q.p.usage("queries")
 	if err != nil {
 		return err
