@@ -151,7 +151,7 @@ func TestALargeReadModelRefusesWhatNoIndexServes(t *testing.T) {
 
 func TestAQueryThatTakesTooLongSaysSo(t *testing.T) {
 	w := setup(t)
-	r := w.replicaAt(w.pool.Config().ConnString(), readmodel.Config{StatementTimeout: 50 * time.Millisecond})
+	r := w.replicaAt(w.pool.Config().ConnString(), readmodel.Config{StatementTimeout: 500 * time.Millisecond})
 	w.fill(3)
 	tx, err := w.pool.Begin(ctx)
 	require.NoError(t, err)
