@@ -77,7 +77,7 @@ $(LINT):
 	GOBIN=$(BIN) GOFLAGS= go install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(LINT_VERSION)
 	@mv $(BIN)/golangci-lint $(LINT)
 
-## bench: measure beside limits and peers, into test/bench/RESULTS.md (half an hour)
+## bench: measure beside limits and peers, into test/bench/RESULTS.md (an hour; ARGS="-only append,query" for some of it)
 bench:
 	cd test/bench && go run . $(ARGS)
 

@@ -164,20 +164,24 @@ func pulled(ctx context.Context, s *Settings, category string, files map[string]
 		}
 	}
 	for name, list := range lists {
-		before, seen := 0, []string{name}
-		for of := name; ; {
-			i := slices.IndexFunc(formers[of], func(former string) bool { return lists[former] != nil && !slices.Contains(seen, former) })
-			if i < 0 {
-				break
-			}
-			of = formers[of][i]
-			before, seen = before+len(lists[of]), append(seen, of)
-		}
+		before := versionsBefore(name, lists, formers)
 		for i, version := range list {
 			files[path.Join("events", category, fmt.Sprintf("%s.v%d.avsc", name, before+i+1))] = append([]byte(version.Schema), '\n')
 		}
 	}
 	return nil
+}
+
+// versionsBefore returns how many versions a type had under its former names.
+func versionsBefore(name string, lists map[string][]registry.Version, formers map[string][]string) (n int) {
+	for seen := []string{name}; ; seen = append(seen, name) {
+		i := slices.IndexFunc(formers[name], func(former string) bool { return lists[former] != nil && !slices.Contains(seen, former) })
+		if i < 0 {
+			return n
+		}
+		name = formers[name][i]
+		n += len(lists[name])
+	}
 }
 
 func sameSchema(a, b []byte) bool {
